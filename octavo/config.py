@@ -1,0 +1,175 @@
+"""Every knob. CLI flags, YAML keys and the reference page are made from these dataclasses; all are frozen.
+
+A field's flag is its name with dashes; a boolean gets `--name/--no-name`. `help` is what the reference shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from octavo.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def flag(default: Any, help: str, **metadata: Any) -> Any:
+    """A config field. Metadata: `help`; optional `min`, `max`, and `repeat` (the flag may be given several times)."""
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelOptions:
+    """Which model, and how its weights are held."""
+
+    model: str = flag(
+        "SmolLM2-135M-Instruct",
+        "Model: a folder, a .gguf file, a catalogue name (`octavo list`), or a Hugging Face repository.",
+    )
+    tokenizer: str | None = flag(None, "Take the tokenizer from this model or folder instead.")
+    revision: str | None = flag(None, "Branch, tag or commit, for a Hugging Face repository.")
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = flag(
+        "auto", "Where weights come from; `dummy` draws random ones for a bare config.json."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
+        "auto", "Compute type; auto is float32 on a CPU, the checkpoint's own on a GPU."
+    )
+    quantization: Literal["auto", "none", "int8"] = flag(
+        "auto", "How linear weights are held; auto is int8 for GGUF files on a CPU, else none."
+    )
+    max_model_len: int | None = flag(
+        None,
+        "Longest sequence in tokens, prompt and output; default: the model's, cut to what memory holds.",
+        min=1,
+    )
+    skip_tokenizer_init: bool = flag(False, "Token ids in, token ids out; no tokenizer is loaded.")
+    chat_template: str | None = flag(None, "Jinja file that replaces the model's own chat template.")
+    seed: int = flag(0, "Seed of dummy weights and of requests that bring none.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheOptions:
+    """The paged KV memory."""
+
+    block_size: int = flag(16, "Tokens a page holds.", min=1, max=1024)
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
+        "auto", "Type of cached keys and values; auto is the compute type (bfloat16 beside int8 weights)."
+    )
+    kv_cache_memory_bytes: int | None = flag(
+        None,
+        "Bytes for KV pages; default: what --gpu-memory-utilization leaves, on a CPU 256 MiB or one sequence.",
+        min=1,
+    )
+    num_gpu_blocks_override: int | None = flag(None, "Exact number of KV pages, whatever the memory.", min=1)
+    gpu_memory_utilization: float = flag(0.92, "Share of the GPU's memory to use in all.", min=0.01, max=1.0)
+    enable_prefix_caching: bool = flag(True, "Reuse pages of equal prompt beginnings.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulerOptions:
+    """What runs next."""
+
+    max_num_seqs: int | None = flag(
+        None, "Most sequences in one step; default 1024 on a GPU, 128 on a CPU.", min=1, max=65536
+    )
+    max_num_batched_tokens: int | None = flag(
+        None,
+        "Most tokens in one step (longer prompts are chunked); default 8192 on a GPU, 512 on a CPU.",
+        min=1,
+        max=1048576,
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = flag("fcfs", "Order of waiting requests.")
+    async_scheduling: bool = flag(True, "Plan step N+1 before step N's tokens are known.")
+    max_num_queued_reqs: int = flag(4096, "Waiting requests above this are refused with 503.", min=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceOptions:
+    """Where it runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto is cuda where there is a GPU.")
+    threads: int | None = flag(None, "CPU compute threads; default: the cores this process may use.", min=1, max=1024)
+    enforce_eager: bool = flag(False, "No CUDA graphs: the simple path, for finding faults.")
+    native_kernels: bool = flag(True, "Use the compiled CPU kernels; without them, plain torch.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerOptions:
+    """The HTTP server."""
+
+    host: str = flag("127.0.0.1", "Address to listen on; others than loopback need --api-key.")
+    port: int = flag(8000, "Port to listen on; 0 picks a free one.", min=0, max=65535)
+    api_key: tuple[str, ...] = flag((), "Key clients must send as a bearer token.", repeat=True)
+    served_model_name: tuple[str, ...] = flag((), "Names clients may use for the model.", repeat=True)
+    max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
+    max_body_bytes: int = flag(32 << 20, "Larger request bodies get 413.", min=1024)
+    drain_timeout: float = flag(30.0, "Seconds that open requests may take to finish after SIGTERM.", min=0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """All of an engine's options. `EngineConfig.of(model=..., max_num_seqs=...)` sorts flat names into groups."""
+
+    model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
+    cache: CacheOptions = dataclasses.field(default_factory=CacheOptions)
+    scheduler: SchedulerOptions = dataclasses.field(default_factory=SchedulerOptions)
+    device: DeviceOptions = dataclasses.field(default_factory=DeviceOptions)
+
+    @classmethod
+    def of(cls, **options: Any) -> EngineConfig:
+        return build(cls, options)
+
+
+def groups(config_class: type[Any]) -> dict[str, type[Any]]:
+    """The option groups of a config class: field name to dataclass."""
+    hints = typing.get_type_hints(config_class)
+    return {f.name: hints[f.name] for f in dataclasses.fields(config_class)}
+
+
+def build(config_class: type[T], options: Mapping[str, Any]) -> T:
+    """Make a dataclass of option groups from flat option names.
+
+    Raises:
+        ConfigError: a name is unknown (the nearest known one is suggested) or a value is impossible.
+    """
+    owner = {f.name: name for name, group in groups(config_class).items() for f in dataclasses.fields(group)}
+    values: dict[str, dict[str, Any]] = {name: {} for name in groups(config_class)}
+    for name, value in options.items():
+        if name not in owner:
+            near = difflib.get_close_matches(name, owner, 1)
+            raise ConfigError(
+                f"There is no option {name!r}.",
+                fix=f"Did you mean {near[0]!r}?" if near else "See the reference of flags.",
+                param=name,
+            )
+        values[owner[name]][name] = value
+    built = {name: group(**values[name]) for name, group in groups(config_class).items()}
+    for group in built.values():
+        _check(group)
+    return config_class(**built)
+
+
+def _check(group: Any) -> None:
+    """Refuse values outside a field's choices or bounds, naming the flag."""
+    hints = typing.get_type_hints(type(group))
+    for f in dataclasses.fields(group):
+        value, flag_name = getattr(group, f.name), "--" + f.name.replace("_", "-")
+        choices = typing.get_args(hints[f.name]) if typing.get_origin(hints[f.name]) is Literal else ()
+        if choices and value not in choices:
+            raise ConfigError(
+                f"{flag_name} cannot be {value!r}.", fix=f"Choose one of: {', '.join(choices)}.", param=f.name
+            )
+        low, high = f.metadata.get("min"), f.metadata.get("max")
+        if value is None or (low is None and high is None):
+            continue
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not ((low is None or value >= low) and (high is None or value <= high))
+        ):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise ConfigError(f"{flag_name} cannot be {value!r}.", fix=f"It must be {bounds}.", param=f.name)

@@ -1,0 +1,188 @@
+"""The nouns every layer shares: what is asked of the engine, and what comes back."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose tokens, with vLLM's names and defaults. `octavo.validation` checks every field.
+
+    Order of operations on a row of logits: allowed and banned tokens, min_tokens, logit bias, repetition,
+    frequency and presence penalties, temperature, min-p, top-k, top-p, then a draw by Gumbel-max with a
+    counter-based generator keyed by (seed, position, token). Logprobs are of the raw logits.
+
+    Attributes:
+        n: samples to draw; they share the prompt's pages.
+        temperature: 0 means greedy.
+        top_k: 0 or -1 keeps all tokens.
+        max_tokens: None means up to the model's context.
+        seed: the same seed gives the same text, whatever else is in the batch. None draws one.
+        stop: strings that end the text; they are not part of it unless `include_stop_str_in_output`.
+        logprobs: how many most likely tokens to report beside the chosen one; None reports none.
+        prompt_logprobs: the same for each prompt token but the first.
+        logit_bias: token id to an addition to its logit.
+        allowed_token_ids, banned_token_ids: restrict the vocabulary.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    banned_token_ids: tuple[int, ...] = ()
+    skip_special_tokens: bool = True
+    detokenize: bool = True
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One validated request as it enters the engine.
+
+    Attributes:
+        handle: integer chosen by the frontend, unique among its open requests; outputs carry it back.
+        prompt_token_ids: at least one id, each in [0, vocab_size).
+        params: `max_tokens` and `seed` are already resolved to integers; n samples use seeds derived from it.
+        eos_token_ids: ids that end a sequence unless `params.ignore_eos`.
+        priority: lower runs first under the priority policy; ties by arrival.
+        arrival_time: `time.monotonic()` of the frontend's host.
+        cache_salt, adapter, media: parts of the prefix-cache key; requests that differ in one share no pages.
+    """
+
+    handle: int
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...] = ()
+    priority: int = 0
+    arrival_time: float = 0.0
+    cache_salt: str = ""
+    adapter: str = ""
+    media: str = ""
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Logprobs at one position: the token's own (natural log), its rank from 1, and the most likely tokens."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True):
+    """The end of one sample. `stop_reason` is the stop id that matched (None for EOS); `error` is set on "error"."""
+
+    handle: int
+    index: int
+    reason: FinishReason
+    stop_reason: int | None = None
+    error: str = ""
+
+
+class Started(msgspec.Struct, frozen=True, array_like=True):
+    """A request's first scheduling: how many prompt tokens came from the prefix cache, and when (monotonic)."""
+
+    handle: int
+    num_cached_tokens: int
+    scheduled_time: float
+
+
+class SampleLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    handle: int
+    index: int
+    entry: TokenLogprobs
+
+
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Logprobs of prompt tokens [start, start + len(entries)); chunked prefill sends several, in order."""
+
+    handle: int
+    start: int
+    entries: list[TokenLogprobs]
+
+
+class EngineStats(msgspec.Struct, frozen=True, array_like=True):
+    """A snapshot after a step. Counters count from the engine's start; gauges are of now."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_pages: int = 0
+    num_free_pages: int = 0
+    num_preemptions: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up
+    prefix_hits: int = 0  # prompt tokens found
+    num_evictions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    num_steps: int = 0
+
+
+class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
+    """What one step brought, for the frontends. `handles`, `indices`, `tokens` are parallel: one row a token.
+
+    A sample's last token and its `Finished` come in the same message. All lists are in schedule order.
+    """
+
+    handles: list[int]
+    indices: list[int]
+    tokens: list[int]
+    finished: list[Finished] = []
+    started: list[Started] = []
+    logprobs: list[SampleLogprobs] = []
+    prompt_logprobs: list[PromptLogprobs] = []
+    stats: EngineStats | None = None
+
+
+class CompletionOutput(msgspec.Struct, kw_only=True):
+    """One sample's text. `logprobs[i]` belongs to `token_ids[i]`."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    error: str = ""
+
+
+class RequestMetrics(msgspec.Struct, kw_only=True):
+    """Times in seconds since the request arrived."""
+
+    queue_time: float = 0.0
+    time_to_first_token: float = 0.0
+    total_time: float = 0.0
+
+
+class RequestOutput(msgspec.Struct, kw_only=True):
+    """What `LLM.generate` returns for one prompt and `AsyncLLM.generate` yields as it grows.
+
+    `prompt_logprobs[0]` is None: the first token has no context to be predicted from.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    num_cached_tokens: int = 0
+    metrics: RequestMetrics = msgspec.field(default_factory=RequestMetrics)
