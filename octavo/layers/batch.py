@@ -1,0 +1,31 @@
+"""The inputs of one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from octavo.attention import AttentionMetadata
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMetadata, float], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """T tokens of R sequences, packed without padding.
+
+    Attributes:
+        token_ids: int64 [T].
+        metadata: where each token stands and which pages its sequence has.
+        cos_sin: the rotary table, float32 [max_model_len, head_dim].
+        kv_caches: per layer (keys, values), each [num_pages, num_kv_heads, page_size, head_dim].
+        attend: the attention backend.
+    """
+
+    token_ids: torch.Tensor
+    metadata: AttentionMetadata
+    cos_sin: torch.Tensor
+    kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    attend: Attend

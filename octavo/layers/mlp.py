@@ -1,0 +1,23 @@
+"""The gated feed-forward block (SwiGLU, Shazeer 2020, arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels.silu_and_mul import silu_and_mul
+from octavo.layers.context import LayerContext
+from octavo.layers.linear import Linear
+from octavo.model_config import ModelConfig
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)), with gate and up in one matrix."""
+
+    def __init__(self, config: ModelConfig, ctx: LayerContext):
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_up = Linear(ctx, {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias)
+        self.down = Linear(ctx, {"down_proj": hidden}, inner, config.mlp_bias)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, hidden] → [T, hidden]."""
+        return self.down(silu_and_mul(self.gate_up(x)))

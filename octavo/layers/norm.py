@@ -1,0 +1,22 @@
+"""Root mean square layer normalization (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.kernels.rms_norm import add_rms_norm, rms_norm
+from octavo.layers.context import LayerContext
+
+
+class RMSNorm:
+    """y = x / sqrt(mean(x^2) + eps) * weight, with the residual addition before it fused in."""
+
+    def __init__(self, ctx: LayerContext, size: int, eps: float):
+        self.weight = ctx.parameter("weight", (size,))
+        self.eps = eps
+
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [T, H], residual [T, H] or None → (norm(x + residual), x + residual)."""
+        if residual is None:
+            return rms_norm(x, self.weight, self.eps), x
+        return add_rms_norm(x, residual, self.weight, self.eps)

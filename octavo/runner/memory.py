@@ -1,0 +1,88 @@
+"""Memory as arithmetic: how many KV pages there are, and the itemised table that says why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo.config import EngineConfig
+from octavo.errors import ConfigError
+from octavo.model_config import ModelConfig
+
+_CPU_KV_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes by use, and the lengths that follow.
+
+    Attributes:
+        page_bytes: keys and values of one page in all layers.
+        max_model_len: longest sequence that is served.
+        notes: what was cut to fit, for the user.
+    """
+
+    weight_bytes: int
+    page_bytes: int
+    num_pages: int
+    max_model_len: int
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> list[tuple[str, str]]:
+        """(item, amount) pairs for the start report."""
+        return [
+            ("weights", _size(self.weight_bytes)),
+            (f"KV cache, {self.num_pages} pages", _size(self.num_pages * self.page_bytes)),
+            ("longest sequence", f"{self.max_model_len} tokens"),
+        ]
+
+
+def page_bytes(config: ModelConfig, page_size: int, kv_dtype: torch.dtype) -> int:
+    """Bytes of one page: 2 (K, V) x layers x KV heads x head size x tokens x element size."""
+    elements = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * page_size
+    return elements * kv_dtype.itemsize
+
+
+def plan_memory(config: ModelConfig, options: EngineConfig, kv_dtype: torch.dtype, weight_bytes: int) -> MemoryPlan:
+    """The number of pages and the longest sequence, for a CPU.
+
+    Raises:
+        ConfigError: an explicit --max-model-len exceeds the model's or does not fit the pages.
+    """
+    cache, asked = options.cache, options.model.max_model_len
+    trained = config.max_position_embeddings
+    if asked is not None and asked > trained:
+        raise ConfigError(
+            f"--max-model-len {asked} exceeds the model's context of {trained} tokens.",
+            fix=f"Use at most {trained}.",
+            param="max_model_len",
+        )
+    size, each = cache.block_size, page_bytes(config, cache.block_size, kv_dtype)
+    if cache.num_gpu_blocks_override is not None:
+        pages = cache.num_gpu_blocks_override
+    elif cache.kv_cache_memory_bytes is not None:
+        pages = cache.kv_cache_memory_bytes // each
+    else:
+        pages = max(_CPU_KV_BYTES // each, -(-(asked or 0) // size))
+    if pages < 1:
+        raise ConfigError(
+            f"--kv-cache-memory-bytes {cache.kv_cache_memory_bytes} holds not one page of {each} bytes.",
+            fix=f"Use at least {_size(each)}.",
+            param="kv_cache_memory_bytes",
+        )
+    fits = pages * size
+    if asked is not None and asked > fits:
+        raise ConfigError(
+            f"--max-model-len {asked} needs {-(-asked // size)} pages, but there are {pages} ({fits} tokens).",
+            fix="Raise --kv-cache-memory-bytes or lower --max-model-len.",
+            param="max_model_len",
+        )
+    notes = []
+    if asked is None and fits < trained:
+        notes.append(f"The context is {fits} tokens, not {trained}: raise --kv-cache-memory-bytes for more.")
+    return MemoryPlan(weight_bytes, each, pages, asked or min(trained, fits), tuple(notes))
+
+
+def _size(count: int) -> str:
+    return f"{count / (1 << 30):.2f} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.1f} MiB"

@@ -1,0 +1,134 @@
+"""One step on one device: apply the plan to the rows, build the inputs, run the model, sample."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from octavo.layers.batch import Attend, ForwardBatch
+from octavo.plan import LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
+from octavo.runner.rows import RowTable
+from octavo.runner.sampler import Sampler, SamplerState, prompt_logprobs
+
+logger = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What a runner asks of a model."""
+
+    def hidden_states(self, batch: ForwardBatch) -> torch.Tensor: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+class Runner:
+    """Runs plans in order. `launch` returns at once; `settle` waits for the result.
+
+    The work is done in one worker thread, which stands for a GPU's stream: the engine plans the next step
+    meanwhile, and torch releases the interpreter lock while it computes. With `asynchronous=False`, `launch` does
+    the work itself, which is the simple path for tests and fault finding.
+
+    Args:
+        kv_caches: per layer (keys, values), each [num_pages, num_kv_heads, page_size, head_dim].
+        cos_sin: float32 [max_model_len, head_dim].
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv_caches: list[tuple[torch.Tensor, torch.Tensor]],
+        cos_sin: torch.Tensor,
+        attend: Attend,
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        vocab_size: int,
+        page_size: int,
+        asynchronous: bool,
+    ):
+        self._model, self._kv_caches, self._cos_sin, self._attend = model, kv_caches, cos_sin, attend
+        self._rows = RowTable(max_num_seqs, max_model_len, page_size)
+        self._sampler = Sampler(SamplerState(max_num_seqs, vocab_size, cos_sin.device))
+        self._thread = ThreadPoolExecutor(1, "octavo-runner") if asynchronous else None
+
+    def launch(self, plan: StepPlan) -> Future[StepResult]:
+        """Start a step; steps run in the order of their launch."""
+        if self._thread is not None:
+            return self._thread.submit(self._run, plan)
+        done: Future[StepResult] = Future()
+        done.set_result(self._run(plan))
+        return done
+
+    def settle(self, launched: Future[StepResult]) -> StepResult:
+        """Wait for a step."""
+        return launched.result()
+
+    def close(self) -> None:
+        """Finish what was launched and let go of the memory."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+        self._kv_caches = []
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        """A step whose computation fails, fails its own requests: every row is reported in `failed`."""
+        self._apply(plan)
+        try:
+            with torch.inference_mode():
+                return self._compute(plan)
+        except Exception:
+            logger.exception("step %d failed; its %d sequences end with an error", plan.step, len(plan.rows))
+            return StepResult(
+                plan.step,
+                np.zeros(int(plan.sample.sum()), np.int32),
+                failed=tuple(range(len(plan.rows))),
+                prompt_logprobs=tuple(_no_logprobs() for _ in plan.prompt_logprobs),
+            )
+
+    def _apply(self, plan: StepPlan) -> None:
+        for row in plan.free_rows.tolist():
+            self._sampler.state.clear_row(row)
+        for new_row in plan.new_rows:
+            self._sampler.state.set_row(new_row)
+        self._rows.apply(plan)
+        if len(plan.copy_pages):
+            sources, destinations = torch.from_numpy(plan.copy_pages.astype(np.int64)).unbind(1)
+            for keys, values in self._kv_caches:
+                keys[destinations] = keys[sources]
+                values[destinations] = values[sources]
+
+    def _compute(self, plan: StepPlan) -> StepResult:
+        metadata = self._rows.metadata(plan)
+        batch = ForwardBatch(self._rows.token_ids(plan), metadata, self._cos_sin, self._kv_caches, self._attend)
+        hidden = self._model.hidden_states(batch)
+        scored = tuple(self._score_prompt(plan, hidden, entry) for entry in plan.prompt_logprobs)
+        chosen = np.flatnonzero(plan.sample)
+        if len(chosen) == 0:
+            return StepResult(plan.step, np.empty(0, np.int32), prompt_logprobs=scored)
+        last = torch.from_numpy(np.cumsum(plan.query_lens)[chosen] - 1)
+        rows = torch.from_numpy(plan.rows[chosen])
+        positions = torch.from_numpy((plan.context_lens + plan.query_lens)[chosen].astype(np.int64))
+        sampled = self._sampler.sample(self._model.logits(hidden[last]), rows, positions)
+        self._rows.store_samples(rows.long(), sampled.tokens)
+        return StepResult(
+            plan.step,
+            sampled.tokens.numpy(),
+            logprobs=sampled.logprobs.to_host() if sampled.logprobs is not None else None,
+            prompt_logprobs=scored,
+            failed=tuple(chosen[sampled.failed.numpy()].tolist()),
+        )
+
+    def _score_prompt(self, plan: StepPlan, hidden: torch.Tensor, entry: PromptLogprobsPlan) -> LogprobArrays:
+        start = int(plan.query_lens[: entry.index].sum())
+        rows = hidden[start : start + len(entry.targets)]
+        targets = torch.from_numpy(entry.targets.astype(np.int64))
+        return prompt_logprobs(lambda part: self._model.logits(rows[part]), targets, entry.k).to_host()
+
+
+def _no_logprobs() -> LogprobArrays:
+    return LogprobArrays(
+        np.empty(0, np.float32), np.empty(0, np.int32), np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+    )
