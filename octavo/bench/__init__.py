@@ -1,0 +1,1 @@
+"""Workloads and measurements: offline throughput and latency, and any OpenAI-compatible server under load."""

@@ -1,0 +1,7 @@
+"""The `octavo` command: one file a verb, each imported when it is asked for."""
+
+from __future__ import annotations
+
+from octavo.cli.main import main
+
+__all__ = ["main"]

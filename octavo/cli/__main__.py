@@ -1,0 +1,9 @@
+"""`python -m octavo.cli` is `octavo`."""
+
+from __future__ import annotations
+
+import sys
+
+from octavo.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,61 @@
+"""`octavo serve`: the HTTP server."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from octavo.cli.options import config_options, engine_config, engine_options, given
+from octavo.cli.terminal import note
+from octavo.cli.verbs import verb
+from octavo.config import ServerOptions, build
+
+if TYPE_CHECKING:
+    from octavo.engine.info import EngineInfo
+
+
+@dataclass(frozen=True)
+class _Server:
+    options: ServerOptions
+
+
+@verb("serve")
+@click.argument("model_name", required=False, metavar="[MODEL]")
+@config_options(ServerOptions)
+@engine_options(config_file=False)
+@click.pass_context
+def serve(ctx: click.Context, /, model_name: str | None, **_: Any) -> None:
+    """Serve MODEL over HTTP with the OpenAI API, until SIGTERM or Ctrl-C."""
+    config = engine_config(ctx, model_name)
+    options = build(_Server, given(ctx, ServerOptions)).options
+    from octavo.server import serve as run_server
+
+    run_server(config, options, on_ready=lambda info, url: report(info, url, needs_key=bool(options.api_key)))
+
+
+def report(info: EngineInfo, url: str, *, needs_key: bool) -> None:
+    """Say on stderr what is served, where its memory goes, and how to ask it something.
+
+    Args:
+        url: the server's root, as http://127.0.0.1:8000.
+    """
+    note(f"{info.model} · {info.architecture} · {info.device} · {info.dtype} · quantization {info.quantization}")
+    width = max((len(item) for item, _ in info.memory), default=0)
+    for item, amount in info.memory:
+        note(f"  {item:<{width}}  {amount}")
+    note(f"  up to {info.max_model_len:,} tokens a sequence, {info.max_num_seqs} sequences a step")
+    for text in info.notes:
+        note(f"  {text}")
+    note(f"ready after {sum(seconds for _, seconds in info.startup):.1f} s: {url}/v1")
+    note(f"try: {example(url, info.model, needs_key=needs_key)}")
+
+
+def example(url: str, model: str, *, needs_key: bool) -> str:
+    """A curl line that asks the server one question; JSON quoting keeps it one shell word."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Why is the sky blue?"}]})
+    quoted = body.replace("'", "'\\''")
+    key = " -H 'Authorization: Bearer KEY'" if needs_key else ""
+    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted}'"
