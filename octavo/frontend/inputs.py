@@ -1,0 +1,229 @@
+"""`InputProcessor`: what a user asks for, checked and turned into an `EngineRequest`."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from octavo.errors import ContextLengthError, InvalidRequestError
+from octavo.frontend.chat_encoder import ChatEncoder
+from octavo.frontend.chat_template import ChatTemplate, user_strings
+from octavo.frontend.tokenizer import Tokenizer
+from octavo.request import EngineRequest, SamplingParams
+from octavo.validation import resolve_max_tokens, validate_params, validate_prompt, validate_routing
+
+
+class InputProcessor:
+    """Makes engine requests for one model. Thread-safe.
+
+    Args:
+        tokenizer: None where only token ids are served.
+        vocab_size: width of the logits.
+        max_model_len: longest sequence, prompt and output.
+        seed: requests that bring no seed get one drawn from a generator with this seed, so a run can be repeated;
+            None seeds it from the operating system.
+        chat_template: Jinja source that replaces the model's own.
+        max_logprobs: most top logprobs a request may ask for.
+        adapters: names that requests may choose.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        vocab_size: int,
+        max_model_len: int,
+        seed: int | None = None,
+        chat_template: str | None = None,
+        max_logprobs: int = 20,
+        adapters: Collection[str] = (),
+    ):
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.max_logprobs = max_logprobs
+        self.eos_token_ids = tokenizer.eos_token_ids if tokenizer else ()
+        self._adapters = frozenset(adapters)
+        self._seeds = random.Random(os.urandom(32) if seed is None else seed)  # noqa: S311 - sampling, not secrets
+        self._chats = _chat_encoders(tokenizer, chat_template) if tokenizer else {}
+
+    def completion(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        handle: int,
+        priority: int = 0,
+        cache_salt: str = "",
+        adapter: str = "",
+        arrival_time: float | None = None,
+        add_special_tokens: bool = True,
+    ) -> EngineRequest:
+        """A request to go on from a text or from token ids.
+
+        Args:
+            handle: unique among the open requests of this front end.
+            arrival_time: `time.monotonic()`; None is now.
+            add_special_tokens: put before a text what the model expects there (a BOS, or nothing).
+
+        Raises:
+            InvalidRequestError: the first thing that cannot be served, named by its field.
+            ContextLengthError: prompt and output do not fit the context.
+        """
+        self._check(params, request_id, priority, cache_salt, adapter)
+        if isinstance(prompt, str):
+            ids = self._encode(prompt, add_special_tokens)
+        else:
+            given: Any = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # numpy and torch
+            validate_prompt(given, self.vocab_size, self.max_model_len)
+            ids = list(given)
+        return self._request(ids, params, request_id, handle, priority, cache_salt, adapter, arrival_time)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        handle: int,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        adapter: str = "",
+        arrival_time: float | None = None,
+    ) -> EngineRequest:
+        """A request to answer a conversation; arguments as of `completion` and `ChatTemplate.render`.
+
+        Control tokens that the messages spell stay text (see `octavo.frontend.chat_encoder`).
+
+        Raises:
+            InvalidRequestError: there is no chat template, it refuses the conversation, or as in `completion`.
+            ContextLengthError: prompt and output do not fit the context.
+        """
+        self._check(params, request_id, priority, cache_salt, adapter)
+        _, ids = self.render_chat(
+            messages,
+            tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self._request(ids, params, request_id, handle, priority, cache_salt, adapter, arrival_time)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[str, list[int]]:
+        """A conversation's prompt, as text and as token ids; errors as of `chat`."""
+        encoder = self._chats.get("tool_use" if tools else "default") or self._chats.get("default")
+        if encoder is None:
+            raise InvalidRequestError(
+                "This model has no chat template" + ("." if self.tokenizer else ": the server has no tokenizer."),
+                fix="Use /v1/completions, or start the server with --chat-template.",
+                param="messages",
+            )
+        self._check_chars(sum(map(len, user_strings(messages))), "messages")
+        text, ids = encoder.encode(
+            messages,
+            tools,
+            kwargs=chat_template_kwargs,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        validate_prompt(ids, self.vocab_size, self.max_model_len)
+        return text, ids
+
+    def _check(self, params: SamplingParams, request_id: str, priority: int, cache_salt: str, adapter: str) -> None:
+        validate_routing(cache_salt=cache_salt, priority=priority, request_id=request_id)
+        validate_params(
+            params,
+            vocab_size=self.vocab_size,
+            max_model_len=self.max_model_len,
+            max_logprobs=self.max_logprobs,
+            eos_token_ids=self.eos_token_ids,
+            has_tokenizer=self.tokenizer is not None,
+        )
+        if adapter and adapter not in self._adapters:
+            raise InvalidRequestError(
+                f"There is no adapter {adapter!r}.",
+                fix=f"Loaded are: {', '.join(sorted(self._adapters)) or 'none'}.",
+                param="model",
+            )
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        if self.tokenizer is None:
+            raise InvalidRequestError(
+                "The server has no tokenizer, so it takes no text.",
+                fix="Send token ids, or start it without --skip-tokenizer-init.",
+                param="prompt",
+            )
+        self._check_chars(len(text), "prompt")
+        ids = self.tokenizer.encode(text, add_special_tokens)
+        validate_prompt(ids, self.vocab_size, self.max_model_len)
+        return ids
+
+    def _check_chars(self, num_chars: int, param: str) -> None:
+        """Refuse text that cannot fit before it costs anything: no token stands for more than the longest one."""
+        if self.tokenizer is None or num_chars <= self.max_model_len:
+            return
+        longest = self.max_model_len * self.tokenizer.max_token_chars
+        if num_chars > longest:
+            raise ContextLengthError(
+                f"The prompt has {num_chars} characters; the model's context of {self.max_model_len} tokens holds at "
+                f"most {longest}, were they all of the longest kind.",
+                fix="Shorten the prompt.",
+                param=param,
+            )
+
+    def _request(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        handle: int,
+        priority: int,
+        cache_salt: str,
+        adapter: str,
+        arrival_time: float | None,
+    ) -> EngineRequest:
+        resolved = msgspec.structs.replace(
+            params,
+            max_tokens=resolve_max_tokens(params, len(ids), self.max_model_len),
+            seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
+            stop=tuple(params.stop),
+            stop_token_ids=tuple(params.stop_token_ids),
+        )
+        return EngineRequest(
+            handle=handle,
+            request_id=request_id,
+            prompt_token_ids=ids,
+            params=resolved,
+            eos_token_ids=self.eos_token_ids,
+            priority=priority,
+            arrival_time=time.monotonic() if arrival_time is None else arrival_time,
+            cache_salt=cache_salt,
+            adapter=adapter,
+        )
+
+
+def _chat_encoders(tokenizer: Tokenizer, source: str | None) -> dict[str, ChatEncoder]:
+    """Encoders by template name; a template given by the operator replaces all of the model's."""
+    sources = dict(tokenizer.facts.chat_templates) if source is None else {"default": source}
+    return {
+        name: ChatEncoder(tokenizer, ChatTemplate(template, tokenizer.facts.special_tokens))
+        for name, template in sources.items()
+    }
