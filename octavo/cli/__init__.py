@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from octavo.cli.main import main
+from octavo.cli.app import main
 
 __all__ = ["main"]

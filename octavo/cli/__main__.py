@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from octavo.cli.main import main
+from octavo.cli.app import main
 
 sys.exit(main())

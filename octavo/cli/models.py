@@ -6,8 +6,6 @@ import difflib
 import re
 from pathlib import Path
 
-from octavo.weights.resolve import known_names
-
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -29,3 +27,10 @@ def is_model_name(word: str, *, alone: bool) -> bool:
     if word.lower() in names or _REPOSITORY.fullmatch(word):
         return True
     return not alone and bool(difflib.get_close_matches(word.lower(), names, 1, 0.75))
+
+
+def known_names() -> list[str]:
+    """Names that need no path: those of the catalogue, and of what is in the cache."""
+    from octavo.weights.resolve import list_models
+
+    return [entry.name for entry in list_models()]

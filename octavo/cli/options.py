@@ -74,13 +74,18 @@ def given(ctx: click.Context, *option_groups: type[Any]) -> dict[str, Any]:
     }
 
 
-def engine_settings(ctx: click.Context, model: str | None) -> dict[str, Any]:
+def engine_settings(ctx: click.Context, model: str | None, *, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """Keyword arguments for `EngineConfig.of`: what was set, and the MODEL argument.
+
+    Args:
+        skip: names that mean something else on this verb.
 
     Raises:
         ConfigError: MODEL and --model name different models.
     """
     settings = given(ctx, *groups(EngineConfig).values())
+    for name in skip:
+        settings.pop(name, None)
     if model is None:
         return settings
     by_flag = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE

@@ -49,7 +49,7 @@ def run(ctx: click.Context, /, words: tuple[str, ...], system: str | None, raw: 
             param="raw",
         )
     params = sampling_settings(ctx)
-    settings = engine_settings(ctx, model)
+    settings = engine_settings(ctx, model, skip=("seed",))
     stats = stats or is_verbose(ctx)
     with ProgressLine() as progress:
         progress("start", 0.0)
