@@ -42,17 +42,22 @@ class PreTokenizer:
         ignore_merges: a piece that is a token is that token, whatever the merges say.
         add_bos: the default where the file has no `tokenizer.ggml.add_bos_token`.
         nfc: text is normalized to NFC first.
+        digits: each digit is a piece of its own, before the patterns are applied.
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
     nfc: bool = False
+    digits: bool = False
 
     def build(self) -> Any:
         """The `tokenizers` pre-tokenizer."""
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
-        return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        digits = [pre_tokenizers.Digits(individual_digits=True)] if self.digits else []
+        return pre_tokenizers.Sequence(
+            [*digits, *splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
 
     def normalizer(self) -> Any:
         """The `tokenizers` normalizer, or None."""
@@ -62,7 +67,7 @@ class PreTokenizer:
 _BY_SPLIT: tuple[tuple[str, PreTokenizer], ...] = (
     ("default", PreTokenizer(_DEFAULT)),
     ("gpt-2 phi-2 gigachat mellum a.x-4.0 exaone4 mpt olmo jais trillion granite-docling", PreTokenizer((_GPT2,))),
-    ("smollm starcoder refact command-r codeshell exaone minerva-7b", PreTokenizer((r"\p{N}", _GPT2))),
+    ("smollm starcoder refact command-r codeshell exaone minerva-7b", PreTokenizer((_GPT2,), digits=True)),
     (
         "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2",
         PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar
 
 from octavo.frontend.detokenizer import Detokenizer, detokenizer
 from octavo.frontend.stop_strings import StopChecker, stop_automaton
@@ -219,7 +218,7 @@ class Sample:
         self.pieces.append(text)
         if self.logprobs is not None:
             self.logprobs += released
-        update = FullUpdate(self.request.handle, self, text, token_ids)
+        update = Update(self.request.handle, self, text, token_ids)
         update.logprobs = None if self.logprobs is None else released
         update.finish_reason, update.stop_reason, update.error = self.finish_reason, self.stop_reason, self.error
         return update
@@ -239,20 +238,20 @@ class Update:
         finished: whether this is the request's last update.
     """
 
-    __slots__ = ("handle", "sample", "text", "token_ids")
-
-    # The common update leaves these as they are here; `FullUpdate` has them as its own.
-    logprobs: ClassVar[list[TokenLogprobs] | None] = None
-    finish_reason: ClassVar[FinishReason | None] = None
-    stop_reason: ClassVar[int | str | None] = None
-    error: ClassVar[str] = ""
-    finished: ClassVar[bool] = False
+    __slots__ = (
+        "error", "finish_reason", "finished", "handle", "logprobs", "sample", "stop_reason", "text", "token_ids",
+    )  # fmt: skip
 
     def __init__(self, handle: int, sample: Sample, text: str, token_ids: list[int]):
         self.handle = handle
         self.sample = sample
         self.text = text
         self.token_ids = token_ids
+        self.logprobs: list[TokenLogprobs] | None = None
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.error = ""
+        self.finished = False
 
     @property
     def index(self) -> int:
@@ -280,16 +279,6 @@ class Update:
             error=self.error,
         )
         return self.sample.request.output([added])
-
-
-class FullUpdate(Update):
-    """An update with more to say than new text; what it does not say is as in `Update`."""
-
-    __slots__ = ("error", "finish_reason", "finished", "logprobs", "stop_reason")
-
-    def __init__(self, handle: int, sample: Sample, text: str, token_ids: list[int]):
-        super().__init__(handle, sample, text, token_ids)
-        self.finished = False
 
 
 def _continues_text(tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> bool:

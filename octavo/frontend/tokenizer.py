@@ -117,12 +117,10 @@ class Tokenizer:
         metadata = gguf.metadata
         backend, vocab = build_tokenizer(metadata)
         templates = {
-            key.removeprefix("tokenizer.chat_template.") or "default": str(value)
-            for key, value in metadata.items()
-            if key.startswith("tokenizer.chat_template.")
+            key.removeprefix("tokenizer.chat_template.").replace("tokenizer.chat_template", "default"): metadata[key]
+            for key in metadata
+            if key == "tokenizer.chat_template" or key.startswith("tokenizer.chat_template.")
         }
-        if "tokenizer.chat_template" in metadata:
-            templates["default"] = str(metadata["tokenizer.chat_template"])
         facts = TokenizerFacts(vocab.bos_token_id, vocab.eos_token_ids, vocab.special_tokens(), templates)
         return cls(backend, facts)
 
