@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.bench.record import write_json
+from octavo.cli.models import ensure_here
 from octavo.cli.terminal import ProgressLine, note
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 @contextmanager
 def open_llm(settings: Mapping[str, Any]) -> Iterator[LLM]:
     """Load the model with a progress line. No tokenizer is needed, as prompts are token ids."""
+    ensure_here(settings)
     with ProgressLine() as progress:
         progress("start", 0.0)
         from octavo.llm import LLM

@@ -13,16 +13,14 @@ def list_models() -> None:
     from octavo.weights.resolve import list_models as entries
 
     rows = [("NAME", "SIZE", "WHERE")]
-    rows += [(entry.name, size(entry.size_bytes), str(entry.path or "octavo pull")) for entry in entries()]
+    rows += [(row.name, size(row.size), str(row.path or f"not here yet: {row.summary}")) for row in entries()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, amount, where in rows:
         click.echo(f"{name:<{widths[0]}}  {amount:>{widths[1]}}  {where}")
 
 
-def size(count: int | None) -> str:
-    """Bytes as people read them; `?` for None."""
-    if count is None:
-        return "?"
+def size(count: int) -> str:
+    """Bytes as people read them."""
     amount = float(count)
     for unit in ("B", "KiB", "MiB"):
         if amount < 1024:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from octavo.cli.terminal import ProgressLine
 from octavo.cli.verbs import verb
 
 
@@ -15,6 +14,4 @@ def pull(name: str, revision: str | None) -> None:
     """Download the model NAME into the cache, unless it is there, and print where it is."""
     from octavo.weights.resolve import resolve
 
-    with ProgressLine() as progress:
-        path = resolve(name, revision=revision, progress=progress)
-    click.echo(str(path))
+    click.echo(str(resolve(name, revision=revision)))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from octavo.cli.conversation import Ask, answer_once, converse, opening
-from octavo.cli.models import is_model_name
+from octavo.cli.models import ensure_here, is_model_name
 from octavo.cli.options import config_options, engine_options, engine_settings
 from octavo.cli.sampling import SamplingOptions, sampling_settings
 from octavo.cli.terminal import Answer, ProgressLine, note
@@ -51,6 +51,7 @@ def run(ctx: click.Context, /, words: tuple[str, ...], system: str | None, raw: 
     params = sampling_settings(ctx)
     settings = engine_settings(ctx, model, skip=("seed",))
     stats = stats or is_verbose(ctx)
+    ensure_here(settings)
     with ProgressLine() as progress:
         progress("start", 0.0)
         llm, sampling = _load(settings, params, progress)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from octavo.cli.models import ensure_here
 from octavo.cli.options import config_options, engine_config, engine_options, given
 from octavo.cli.terminal import note
 from octavo.cli.verbs import verb
@@ -31,6 +32,7 @@ def serve(ctx: click.Context, /, model_name: str | None, **_: Any) -> None:
     """Serve MODEL over HTTP with the OpenAI API, until SIGTERM or Ctrl-C."""
     config = engine_config(ctx, model_name)
     options = build(_Server, given(ctx, ServerOptions)).options
+    ensure_here({"model": config.model.model, "revision": config.model.revision})
     from octavo.server import serve as run_server
 
     run_server(config, options, on_ready=lambda info, url: report(info, url, needs_key=bool(options.api_key)))

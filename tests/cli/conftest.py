@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -32,7 +33,7 @@ class Info(msgspec.Struct):
 class FakeLLM:
     """Answers every prompt with `words`; keeps what it was made with and asked."""
 
-    made: list[FakeLLM] = []
+    made: ClassVar[list[FakeLLM]] = []
     words: tuple[str, ...] = ("Hello", ", ", "world", ".")
     finish_reason = "stop"
 
@@ -72,6 +73,7 @@ def llm(monkeypatch):
     module = types.ModuleType("octavo.llm")
     module.LLM = fake
     monkeypatch.setitem(sys.modules, "octavo.llm", module)
+    monkeypatch.setattr("octavo.weights.resolve.resolve", lambda name, revision=None: None)
     return fake
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
-from octavo.cli.chat import request_body, root_of
 from octavo.cli.app import main
+from octavo.cli.chat import request_body, root_of
 from octavo.cli.sampling import SamplingOptions
 
 
@@ -17,7 +18,7 @@ class Handler(BaseHTTPRequestHandler):
     """Streams two pieces and usage; with `failure`, an error before or within the stream."""
 
     failure: tuple[int, str] | None = None
-    seen: list = []
+    seen: ClassVar[list] = []
 
     def do_GET(self):
         self._reply(200, json.dumps({"data": [{"id": "the-model"}]}).encode(), "application/json")

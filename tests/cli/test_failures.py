@@ -73,7 +73,7 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run(
         f'"{sys.executable}" -c "{code}" | head -n 1; exit ${{PIPESTATUS[0]}}',
         executable="/bin/bash",
-        shell=True,  # noqa: S602 - a pipe is what is tested
+        shell=True,
         capture_output=True,
         text=True,
         timeout=60,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 import pytest
 
-from octavo.cli.flags import flags_of, parse_int
 from octavo.cli.app import _VERBS, main, octavo
+from octavo.cli.flags import flags_of, parse_int
 from octavo.cli.options import engine_config, engine_options
 from octavo.cli.verbs import verb
 from octavo.config import EngineConfig, groups
