@@ -12,7 +12,7 @@ import jinja2
 from jinja2.exceptions import TemplateSyntaxError
 
 from octavo.errors import InvalidRequestError
-from octavo.frontend.template_sandbox import ChatEnvironment, limited
+from octavo.frontend.template_sandbox import ChatEnvironment, TemplateLimitError, limited
 
 _MAX_SOURCE_CHARS = 256 * 1024
 _MAX_KWARGS = 64
@@ -38,6 +38,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None):
         self.source = source
         self._special_tokens = dict(special_tokens or {})
+        self._hopeless: InvalidRequestError | None = None
 
     @cached_property
     def _template(self) -> jinja2.Template:
@@ -55,7 +56,8 @@ class ChatTemplate:
     def _takes(self) -> tuple[bool, bool]:
         """Whether the template writes out content that is a string, and content that is a list of parts.
 
-        Found by asking it. A template that cannot render the probe alone counts as one for strings.
+        Found by asking it. A template that cannot render the probe alone counts as one for strings; one that exceeds
+        its bounds on so little is not asked again.
         """
         word = "octavoprobe"
         shapes: list[Any] = [word, [{"type": "text", "text": word}]]
@@ -63,10 +65,14 @@ class ChatTemplate:
         for content in shapes:
             try:
                 text = self._run({"messages": [{"role": "user", "content": content}]}, 100)
-            except InvalidRequestError:
+            except InvalidRequestError as error:
+                if isinstance(error.__cause__, TemplateLimitError | RecursionError):
+                    self._hopeless = error
+                    break
                 text = ""
             printed.append(word in text and f"'{word}'" not in text and f'"{word}"' not in text)
-        return printed[0] or not printed[1], printed[1]
+        strings, parts = printed if len(printed) == len(shapes) else (True, False)
+        return strings or not parts, parts
 
     def render(
         self,
@@ -100,6 +106,8 @@ class ChatTemplate:
                 param="add_generation_prompt",
             )
         strings, parts = self._takes
+        if self._hopeless is not None:
+            raise self._hopeless.with_traceback(None)
         chat = [_message(message, index, strings, parts) for index, message in enumerate(_checked(messages))]
         values = _Copier(mark)
         variables = {

@@ -26,8 +26,8 @@ from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-_MIN_STEPS = 2_000_000  # a step is about a microsecond, or a few made characters
-_MAX_SECONDS = 3.0
+_MIN_STEPS = 500_000  # a step is about a microsecond, or a few made characters
+_MAX_SECONDS = 2.0
 _MAX_NODES = 200_000  # values inside one list or dict, however deep
 _MAX_INT_ARGUMENT = 1_000_000  # widths, counts
 _MAX_INT_BITS = 4096
@@ -53,7 +53,7 @@ class Budget:
 
     def __init__(self, max_chars: int):
         self.max_chars = self._chars = max_chars
-        self._steps = self._next_look = _MIN_STEPS + 4 * max_chars
+        self._steps = self._next_look = _MIN_STEPS + 2 * max_chars
         self._deadline = time.monotonic() + _MAX_SECONDS
 
     def step(self, cost: int = 1) -> None:
