@@ -6,8 +6,8 @@ Each engine runs in processes of its own that are pinned to the same cores, the 
 count. One process of each measures one stream (start to first token, decode, prefill, peak memory), another 16 streams.
 Decode speed is (tokens - 1) / (time from first to last token), greedy, EOS ignored. Prefill is prompt tokens over the
 time to the first token with nothing cached; llama.cpp's time for it is its own (it leaves sampling and text out), ours
-is the whole call's. 16 streams are all tokens over wall time, prompts included; llama.cpp serves them from 16 slots with
-its continuous batching.
+is the whole call's. 16 streams are all tokens over wall time, prompts included; llama.cpp serves them from 16 slots
+with its continuous batching.
 """
 
 from __future__ import annotations

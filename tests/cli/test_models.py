@@ -62,7 +62,7 @@ def test_known_names_have_the_aliases_and_the_cache(cache):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(5, "5 B"), (2048, "2 KiB"), (98_362_432, "94 MiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5120.0 GiB")],
+    [(5, "5 B"), (2048, "2 KiB"), (98_362_432, "94 MiB"), (3 << 30, "3.0 GiB")],
 )
 def test_sizes_are_readable(count, text):
     assert size(count) == text
