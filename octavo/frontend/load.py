@@ -54,6 +54,9 @@ def load_frontend(config: EngineConfig, limits: Limits, *, max_logprobs: int = 2
 
 def open_tokenizer(config: EngineConfig) -> Tokenizer:
     """The tokenizer that `--tokenizer` names, or the model's own."""
+    own = Path(config.model.tokenizer or "")
+    if config.model.tokenizer and (own / "tokenizer.json").is_file():  # a tokenizer alone is no model to resolve
+        return load_tokenizer(own)
     path = resolve(config.model.tokenizer or config.model.model, revision=config.model.revision)
     files = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf"))
     if not files or (path / "tokenizer.json").is_file():
