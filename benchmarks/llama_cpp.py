@@ -75,7 +75,7 @@ class Octavo:
 
         params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
         start = time.perf_counter()
-        outputs = self._llm.generate(prompts, params, use_tqdm=False, cache_salt=str(start))
+        outputs = self._llm.generate(prompts, params, use_tqdm=False, cache_salt=str(time.perf_counter_ns()))
         seconds = time.perf_counter() - start
         return sum(len(output.outputs[0].token_ids) for output in outputs) / seconds
 
@@ -85,7 +85,7 @@ class Octavo:
 
         params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
         start = time.perf_counter()
-        self._llm.generate([ids], params, use_tqdm=False, cache_salt=str(start))
+        self._llm.generate([ids], params, use_tqdm=False, cache_salt=str(time.perf_counter_ns()))
         return len(ids) / (time.perf_counter() - start)
 
     def close(self) -> None:

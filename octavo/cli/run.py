@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ def run(ctx: click.Context, /, words: tuple[str, ...], system: str | None, raw: 
             param="raw",
         )
     params = sampling_settings(ctx)
+    if params["seed"] is None:
+        params["seed"] = secrets.randbelow(1 << 32)  # the engine's own draws are the same in every process
     settings = engine_settings(ctx, model, skip=("seed",))
     stats = stats or is_verbose(ctx)
     ensure_here(settings)
@@ -58,6 +61,7 @@ def run(ctx: click.Context, /, words: tuple[str, ...], system: str | None, raw: 
     with llm:
         if is_verbose(ctx):
             _describe(llm, time.perf_counter() - started)
+            note(f"seed {params['seed']}")
         for text in llm.info.notes:
             note(text)
         ask = _asker(llm, sampling)
