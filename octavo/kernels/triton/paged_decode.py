@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.triton.attention_math import LN2, key_offsets, online_softmax, transform_scores, visible
+from octavo.kernels.triton.launch import pipeline_stages
 
 _MERGE_ELEMENTS = 4096  # of partial results in registers at once; more spills the attention loop's
 
@@ -264,8 +265,7 @@ class PagedDecode:
             (rounded up to tiles), so that a row's result is bitwise the same in any batch; workspace then
             grows with `max_keys`, the most keys of a step, over all rows.
         num_programs: programs that share the work; a few for each multiprocessor.
-        tile, num_warps, num_stages, min_share: tuning. The load of a page id takes one level of the pipeline and
-            those of keys and values the next: num_stages 5 holds 2 tiles in flight, 7 holds 3.
+        tile, num_warps, num_stages, min_share: tuning; num_stages 0 is `launch.pipeline_stages()`.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class PagedDecode:
         num_programs: int = 396,
         tile: int = 64,
         num_warps: int = 4,
-        num_stages: int = 5,
+        num_stages: int = 0,
         min_share: int = 1,
     ):
         unit = max(1, -(-fixed_split // tile))
@@ -298,7 +298,7 @@ class PagedDecode:
         self._options = shared | {
             "GROUP": group, "HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_M": block_m, "MERGE_M": merge_m,
             "CHUNK": chunk, "PAGE": page_size, "SOFTCAP": softcap > 0, "FIXED": fixed_split > 0,
-            "STAGES": num_stages, "num_warps": num_warps,
+            "STAGES": num_stages or pipeline_stages(), "num_warps": num_warps,
         }  # fmt: skip
         slots = 2 * num_programs
         if fixed_split:

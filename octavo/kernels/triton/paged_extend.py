@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.triton.attention_math import LN2, key_offsets, online_softmax, transform_scores, visible
+from octavo.kernels.triton.launch import pipeline_stages
 
 
 @triton.jit
@@ -173,14 +174,14 @@ class PagedExtend:
         block_m: int = 128,
         block_n: int = 64,
         num_warps: int = 8,
-        num_stages: int = 5,
+        num_stages: int = 0,
     ):
         self.tokens_per_tile = block_m // group
         self._heads, self._softcap = num_kv_heads, softcap
         self._options = {
             "HEADS": num_kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "BLOCK_D": triton.next_power_of_2(head_dim),
             "BLOCK_M": block_m, "BLOCK_Q": self.tokens_per_tile, "BLOCK_N": block_n, "PAGE": page_size,
-            "WINDOW": window, "SOFTCAP": softcap > 0, "STAGES": num_stages, "num_warps": num_warps,
+            "WINDOW": window, "SOFTCAP": softcap > 0, "STAGES": num_stages or pipeline_stages(), "num_warps": num_warps,
         }  # fmt: skip
 
     def __call__(

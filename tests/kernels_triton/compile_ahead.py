@@ -1,0 +1,137 @@
+"""Compile the launches of every kernel for a GPU that is not there. Run: compile_ahead.py {sm_80,sm_90,gfx942}.
+
+The ops are called on CPU tensors with the launch replaced by a recorder, so what is compiled is what an engine would
+launch. Prints one JSON object a line: kernel, bytes of shared memory.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from octavo.kernels.triton.copy_pages import PageCopier
+from octavo.kernels.triton.embedding import embedding
+from octavo.kernels.triton.launch import pipeline_stages
+from octavo.kernels.triton.paged_decode import PagedDecode
+from octavo.kernels.triton.paged_extend import PagedExtend
+from octavo.kernels.triton.prepare_step import prepare_step, write_blocks
+from octavo.kernels.triton.rms_norm import add_rms_norm, rms_norm_fp8
+from octavo.kernels.triton.rope_and_cache import rope_and_cache
+from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+_TYPES = {
+    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float8_e4m3fn: "fp8e4nv",
+    torch.int32: "i32", torch.int64: "i64", torch.uint32: "u32", torch.uint8: "u8", torch.bool: "i1",
+}  # fmt: skip
+_OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
+
+Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
+
+
+def record(calls: list[Callable[[], object]]) -> list[Launch]:
+    """(kernel, arguments by name, compile options) of every launch that `calls` make."""
+    launches: list[Launch] = []
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
+        named = {k: v for k, v in kwargs.items() if k not in _OPTIONS}
+        launches.append((self, dict(zip(self.arg_names, args, strict=False)) | named, options))
+
+    original, JITFunction.run = JITFunction.run, run
+    try:
+        for call in calls:
+            call()
+    finally:
+        JITFunction.run = original
+    return launches
+
+
+def compile_launch(kernel: JITFunction, arguments: dict[str, Any], options: dict[str, Any], target: GPUTarget) -> Any:
+    """As the launcher specializes: constants, None and 1 are compiled in, multiples of 16 noted."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + _TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif parameter.is_constexpr or value is None or value == 1:
+            signature[parameter.name], constants[(index,)] = "constexpr", value
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options)
+
+
+def attention_calls(fp8: bool, **options: Any) -> list[Callable[[], object]]:
+    """Decode and prompt attention of Llama 3.1 8B's shape."""
+    kv = torch.empty(4, 8, 64, 128, dtype=torch.float8_e4m3fn if fp8 else torch.bfloat16)
+    q, out = torch.empty(8, 32, 128, dtype=torch.bfloat16), torch.empty(8, 32, 128, dtype=torch.bfloat16)
+    table, lens, starts = (torch.zeros(n, dtype=torch.int32) for n in (64, 4, 5))
+    table = table.view(4, 16)
+    scale = torch.ones(8) if fp8 else None
+    shape = {"num_kv_heads": 8, "group": 4, "head_dim": 128, "page_size": 64} | options
+    decode = PagedDecode(**shape, max_rows=4, device=q.device)
+    extend = PagedExtend(**shape)
+    scales = {"k_scale": scale, "v_scale": scale}
+    tiles = torch.zeros(3, 2, dtype=torch.int32)
+    return [
+        lambda: decode.plan(lens, starts),
+        lambda: decode(q, kv, kv, table, lens, starts, 0.1, out, **scales),
+        lambda: extend(q, kv, kv, table, lens, starts, tiles, 0.1, out, **scales),
+    ]
+
+
+def glue_calls(fp8: bool) -> list[Callable[[], object]]:
+    x = torch.empty(8, 4096, dtype=torch.bfloat16)
+    weight, ints, longs = (
+        torch.empty(4096, dtype=torch.bfloat16),
+        torch.zeros(64, dtype=torch.int32),
+        torch.zeros(8).long(),
+    )
+    qkv, gate_up = torch.empty(8, 6144, dtype=torch.bfloat16), torch.empty(8, 28672, dtype=torch.bfloat16)
+    kv = torch.empty(4, 8, 64, 128, dtype=torch.bfloat16)
+    table = torch.zeros(4, 16, dtype=torch.int32)
+    inputs = {"token_ids": longs, "positions": longs, "slot_mapping": longs, "seq_lens": ints[:4]}
+    inputs |= {"query_start_loc": ints[:5], "batch_block_table": table}
+    calls: list[Callable[[], object]] = [
+        lambda: add_rms_norm(x, x, weight, 1e-5),
+        lambda: silu_and_mul(gate_up),
+        lambda: rope_and_cache(qkv, torch.empty(9, 128), longs, longs, kv, kv, 32, 8, 128),
+        lambda: embedding(longs, x),
+        lambda: write_blocks(ints, table),
+        lambda: prepare_step(ints, table, ints, page_size=64, **inputs),
+        lambda: PageCopier([kv, kv])(ints.view(-1, 2)),
+    ]
+    if fp8:
+        calls += [lambda: rms_norm_fp8(x, x, weight, 1e-5), lambda: silu_and_mul_fp8(gate_up)]
+    return calls
+
+
+def main(name: str) -> None:
+    target = TARGETS[name]
+    fp8 = name != "sm_80"  # e4m3 came with sm_89
+    calls = attention_calls(False, num_stages=pipeline_stages(hip=target.backend == "hip")) + glue_calls(fp8)
+    for kernel, arguments, options in record(calls):
+        compiled = compile_launch(kernel, arguments, options, target)
+        line = {"kernel": kernel.__name__, "shared": compiled.metadata.shared}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
