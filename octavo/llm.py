@@ -5,21 +5,22 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from octavo.config import EngineConfig
 from octavo.engine.core import Engine
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
 from octavo.errors import InvalidRequestError
-from octavo.frontend.load import Frontend, load_frontend
+from octavo.frontend.load import load_frontend
+from octavo.frontend.sample import Update
 from octavo.progress import BatchProgress
 from octavo.request import EngineRequest, EngineStats, RequestOutput, SamplingParams
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
+T = TypeVar("T")
 
 
 class LLM:
@@ -40,7 +41,7 @@ class LLM:
     def __init__(self, model: str = "SmolLM2-135M-Instruct", *, progress: Progress | None = None, **options: Any):
         config = EngineConfig.of(model=model, **options)
         self._engine = Engine(config, progress)
-        self._frontend: Frontend = load_frontend(config, self._engine.info)
+        self._frontend = load_frontend(config, self._engine.info)
         self._max_queued = config.scheduler.max_num_queued_reqs
         self._handles = itertools.count(1)
 
@@ -78,7 +79,7 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or parameter is bad; nothing has run then.
         """
-        many = as_prompts(prompts)
+        many = _as_list(prompts)
         chosen = _one_each(params if params is not None else SamplingParams(), len(many), "params")
         order = _one_each(priority, len(many), "priority")
         requests = [
@@ -105,7 +106,7 @@ class LLM:
             params: as in `generate`, but the default lets an answer use the whole context.
             **template_options: `tools`, `add_generation_prompt`, `continue_final_message`, `chat_template_kwargs`.
         """
-        many: list[Messages] = [messages] if _is_conversation(messages) else list(messages)  # type: ignore[list-item, arg-type]
+        many = cast(list[Messages], [messages] if _is_conversation(messages) else list(messages))
         chosen = _one_each(params if params is not None else SamplingParams(max_tokens=None), len(many), "params")
         requests = [
             self._frontend.inputs.chat(each, one, request_id=str(handle), handle=handle, **template_options)
@@ -122,20 +123,57 @@ class LLM:
         """
         params = params if params is not None else SamplingParams(max_tokens=None)
         handle = next(self._handles)
+        names: dict[str, Any] = {"request_id": str(handle), "handle": handle}
         if _is_conversation(prompt):
-            request = self._frontend.inputs.chat(prompt, params, request_id=str(handle), handle=handle)  # type: ignore[arg-type]
+            request = self._frontend.inputs.chat(cast(Messages, prompt), params, **names)
         else:
-            request = self._frontend.inputs.completion(prompt, params, request_id=str(handle), handle=handle)  # type: ignore[arg-type]
+            request = self._frontend.inputs.completion(cast(Prompt, prompt), params, **names)
         self._add(request, prompt if isinstance(prompt, str) else None)
         try:
             while self._engine.has_work:
-                for output in self._step():
-                    if output.handle == handle:
-                        yield output.result()
-                        if output.finished:
+                for update in self._step():
+                    if update.handle == handle:
+                        yield update.result()
+                        if update.finished:
                             return
         finally:
             self._abort([handle])
+
+    def _run_all(self, requests: list[EngineRequest], texts: list[str | None], show: bool) -> list[RequestOutput]:
+        """Feed the queue as it drains, and collect each request's last output."""
+        waiting = deque(zip(requests, texts, strict=True))
+        done: dict[int, RequestOutput] = {}
+        with BatchProgress(len(requests), show) as bar:
+            try:
+                while len(done) < len(requests):
+                    room = self._max_queued - self._engine.stats().num_waiting
+                    for _ in range(min(room, len(waiting))):
+                        self._add(*waiting.popleft())
+                    before, updates = len(done), self._step()
+                    done |= {update.handle: update.result() for update in updates if update.finished}
+                    bar.advance(sum(len(update.token_ids) for update in updates), len(done) - before)
+            finally:
+                self._abort([request.handle for request in requests if request.handle not in done])
+        return [done[request.handle] for request in requests]
+
+    def _add(self, request: EngineRequest, text: str | None) -> None:
+        self._frontend.outputs.add(request, text)
+        self._engine.add(request)
+
+    def _step(self) -> list[Update]:
+        """One turn of the engine; samples that a stop string ended are taken out of it."""
+        outputs = self._engine.step()
+        if outputs is None:
+            return []
+        processed = self._frontend.outputs.process(outputs)
+        for handle, index in processed.aborts:
+            self._engine.abort(handle, index)
+        return processed.updates
+
+    def _abort(self, handles: list[int]) -> None:
+        for handle in handles:
+            if self._frontend.outputs.abort(handle):
+                self._engine.abort(handle)
 
     def close(self) -> None:
         """Free the model, its KV memory and its threads."""
@@ -148,3 +186,25 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt or many → a list; a sequence of ids is one prompt."""
+    if isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], str | Sequence)):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))
+
+
+def _is_conversation(value: object) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0 and isinstance(value[0], Mapping)
+
+
+def _one_each(value: T | Sequence[T], count: int, name: str) -> list[T]:
+    """One value for all, or a sequence with one each."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * count
+    if len(value) != count:
+        raise InvalidRequestError(
+            f"There are {count} prompts but {len(value)} {name}.", fix="Give one for all, or one each.", param=name
+        )
+    return list(value)

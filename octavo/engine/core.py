@@ -7,10 +7,10 @@ from types import TracebackType
 
 from octavo.config import EngineConfig
 from octavo.engine.info import EngineInfo
+from octavo.engine.load import load
 from octavo.engine.phases import PhaseTimer, Progress
 from octavo.plan import StepResult
 from octavo.request import EngineRequest, EngineStats, StepOutputs
-from octavo.engine.load import load
 from octavo.scheduler import Scheduler, SchedulerConfig
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.attention import select_backend
+from octavo.attention import attend
 from octavo.config import EngineConfig
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import PhaseTimer
@@ -146,7 +146,7 @@ def _build_runner(
         model,
         kv_caches,
         cos_sin_table(config.rope, config.head_dim, memory.max_model_len, config.max_position_embeddings),
-        select_backend(kv_dtype),
+        attend,
         max_num_seqs=max_num_seqs(options),
         max_model_len=memory.max_model_len,
         vocab_size=config.vocab_size,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from octavo.attention import AttentionMetadata
-from octavo.plan import StepPlan
+from octavo.plan import Int32Array, StepPlan
 
 
 class RowTable:
@@ -70,11 +70,12 @@ class RowTable:
             max_seq_len=longest,
         )
 
-    def store_samples(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
-        self.last_token[rows] = tokens
+    def store_samples(self, rows: Int32Array, tokens: torch.Tensor) -> None:
+        """Keep the sampled tokens where the next step finds them."""
+        self._last_token[rows] = tokens.numpy()
 
 
-def ramps(counts: np.ndarray) -> np.ndarray:
+def ramps(counts: Int32Array) -> Int32Array:
     """[2, 3] → [0, 1, 0, 1, 2], int32."""
     ends = np.cumsum(counts, dtype=np.int32)
     total = int(ends[-1]) if len(ends) else 0

@@ -12,7 +12,7 @@ import torch
 from octavo.layers.batch import Attend, ForwardBatch
 from octavo.plan import LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.runner.rows import RowTable
-from octavo.runner.sampler import Sampler, SamplerState, prompt_logprobs
+from octavo.runner.sampler import Sampler, SamplerState, logprobs_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Runner:
     ):
         self._model, self._kv_caches, self._cos_sin, self._attend = model, kv_caches, cos_sin, attend
         self._rows = RowTable(max_num_seqs, max_model_len, page_size)
-        self._sampler = Sampler(SamplerState(max_num_seqs, vocab_size, cos_sin.device))
+        self._sampler = Sampler(SamplerState(max_num_seqs, vocab_size))
         self._thread = ThreadPoolExecutor(1, "octavo-runner") if asynchronous else None
 
     def launch(self, plan: StepPlan) -> Future[StepResult]:
@@ -109,14 +109,13 @@ class Runner:
         if len(chosen) == 0:
             return StepResult(plan.step, np.empty(0, np.int32), prompt_logprobs=scored)
         last = torch.from_numpy(np.cumsum(plan.query_lens)[chosen] - 1)
-        rows = torch.from_numpy(plan.rows[chosen])
-        positions = torch.from_numpy((plan.context_lens + plan.query_lens)[chosen].astype(np.int64))
+        rows, positions = plan.rows[chosen], (plan.context_lens + plan.query_lens)[chosen]
         sampled = self._sampler.sample(self._model.logits(hidden[last]), rows, positions)
-        self._rows.store_samples(rows.long(), sampled.tokens)
+        self._rows.store_samples(rows, sampled.tokens)
         return StepResult(
             plan.step,
             sampled.tokens.numpy(),
-            logprobs=sampled.logprobs.to_host() if sampled.logprobs is not None else None,
+            logprobs=sampled.logprobs,
             prompt_logprobs=scored,
             failed=tuple(chosen[sampled.failed.numpy()].tolist()),
         )
@@ -125,7 +124,7 @@ class Runner:
         start = int(plan.query_lens[: entry.index].sum())
         rows = hidden[start : start + len(entry.targets)]
         targets = torch.from_numpy(entry.targets.astype(np.int64))
-        return prompt_logprobs(lambda part: self._model.logits(rows[part]), targets, entry.k).to_host()
+        return logprobs_of(lambda part: self._model.logits(rows[part]), targets, entry.k)
 
 
 def _no_logprobs() -> LogprobArrays:

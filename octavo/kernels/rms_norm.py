@@ -1,0 +1,20 @@
+"""Root mean square normalization, with the residual addition before it."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [T, H] / sqrt(mean(x²) + eps) * weight [H]; the mean in float32."""
+    values = x.float()
+    normed = values * torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rms_norm(x + residual), x + residual); `residual` may be overwritten."""
+    total = x + residual
+    return rms_norm(total, weight, eps), total

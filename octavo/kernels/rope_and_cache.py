@@ -1,0 +1,41 @@
+"""Rotary embedding of queries and keys, and the write of keys and values to their pages."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rope_and_cache(
+    qkv: torch.Tensor,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> torch.Tensor:
+    """Rotate, write k and v, return q.
+
+    Args:
+        qkv: [T, (num_heads + 2 num_kv_heads) head_dim]; pairs to rotate are (i, i + head_dim / 2).
+        cos_sin: float32 [max positions, head_dim], cosines then sines.
+        positions: int32 [T].
+        slot_mapping: int64 [T], page * page_size + offset; -1 writes nothing.
+        k_cache, v_cache: [num_pages, num_kv_heads, page_size, head_dim], of any float type.
+
+    Returns:
+        q, rotated: [T, num_heads, head_dim].
+    """
+    count, page_size = qkv.shape[0], k_cache.shape[2]
+    heads = qkv.view(count, num_heads + 2 * num_kv_heads, head_dim)
+    turned, values = heads[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
+    cos, sin = cos_sin[positions.long()][:, None].to(qkv.dtype).chunk(2, dim=-1)
+    first, second = turned.chunk(2, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    written = slot_mapping >= 0
+    slots = slot_mapping[written]
+    k_cache[slots // page_size, :, slots % page_size] = turned[written, num_heads:].to(k_cache.dtype)
+    v_cache[slots // page_size, :, slots % page_size] = values[written].to(v_cache.dtype)
+    return turned[:, :num_heads]

@@ -1,0 +1,56 @@
+"""Weights of 8 bits with a scale for each output; activations of 8 bits with a scale for each token.
+
+y[t, n] = s_x[t] s_w[n] sum_k q_x[t, k] q_w[n, k] + b[n], with both q in [-127, 127] and exact integer sums: a token's
+result does not depend on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from octavo.quant.plain import Plain
+
+
+class Int8Params(NamedTuple):
+    """weight: int8 [N, K]; scale: float32 [N]; bias: float32 [N] or None."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor | None
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """float [T, K] → int8 [T, K] and float32 [T, 1]: x ≈ q * scale, the largest magnitude of a row at 127."""
+    scale = x.abs().amax(dim=1, keepdim=True).float() / 127
+    q = (x * (1 / scale.clamp_min(1e-30))).round_().to(torch.int8)
+    return q, scale
+
+
+class Int8:
+    """The torch reference: exact, and slow without the compiled kernels."""
+
+    def make(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, device: torch.device, dtype: torch.dtype
+    ) -> Int8Params:
+        q, scale = quantize_rows(weight.float())
+        return Int8Params(
+            q.to(device), scale[:, 0].to(device), None if bias is None else bias.to(device, torch.float32)
+        )
+
+    def apply(self, x: torch.Tensor, params: Int8Params) -> torch.Tensor:
+        q, scale = quantize_rows(x)
+        # Sums of up to 2^10 products of 2^14 are exact in float32, and the blocks' sums in float64.
+        total = torch.zeros((len(q), len(params.weight)), dtype=torch.float64)
+        for at in range(0, q.shape[1], 1024):
+            block = slice(at, at + 1024)
+            total += q[:, block].float() @ params.weight[:, block].float().T
+        y = total.float() * scale * params.scale
+        return y if params.bias is None else y + params.bias
+
+    def rows(self, ids: torch.Tensor, params: Int8Params) -> torch.Tensor:
+        return params.weight[ids].float() * params.scale[ids, None]
+
+    def plain(self) -> Plain:
+        return Plain()

@@ -1,0 +1,32 @@
+"""Weights as they are, in the compute type."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from octavo.quant import LinearScheme
+
+
+class PlainParams(NamedTuple):
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+class Plain:
+    """`torch.nn.functional.linear`."""
+
+    def make(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, device: torch.device, dtype: torch.dtype
+    ) -> PlainParams:
+        return PlainParams(weight.to(device, dtype), None if bias is None else bias.to(device, dtype))
+
+    def apply(self, x: torch.Tensor, params: PlainParams) -> torch.Tensor:
+        return torch.nn.functional.linear(x, params.weight, params.bias)
+
+    def rows(self, ids: torch.Tensor, params: PlainParams) -> torch.Tensor:
+        return torch.nn.functional.embedding(ids, params.weight)
+
+    def plain(self) -> LinearScheme:
+        return self

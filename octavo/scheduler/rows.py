@@ -1,0 +1,83 @@
+"""The rows of running sequences as arrays, so that a steady decode step costs the same few operations at any size."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from octavo.plan import Int32Array
+from octavo.scheduler.sequence import Sequence
+
+_STOP_COLUMNS = 8
+
+
+class Rows:
+    """Struct of arrays, indexed by row.
+
+    Attributes:
+        known: tokens on the host (int32).
+        in_flight: samples that launched steps will bring (0 or 1 between steps, 2 for a moment when running ahead).
+        computed: tokens whose keys and values are written or being written.
+        limit: length at which a sequence ends.
+        num_pages: entries of the block table.
+        epoch: changes when a row is freed, so that a late result does not reach the row's next owner.
+        tokens: known tokens [rows, max_model_len]; table: block table [rows, max_blocks]. Both are reserved at once
+            but take memory only where they are written.
+    """
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, page_size: int):
+        self.known = np.zeros(max_num_seqs, np.int32)
+        self.in_flight = np.zeros(max_num_seqs, np.int32)
+        self.computed = np.zeros(max_num_seqs, np.int32)
+        self.limit = np.zeros(max_num_seqs, np.int32)
+        self.num_pages = np.zeros(max_num_seqs, np.int32)
+        self.epoch = np.zeros(max_num_seqs, np.int64)
+        self.handle = np.zeros(max_num_seqs, np.int64)
+        self.index = np.zeros(max_num_seqs, np.int32)
+        self.wants_logprobs = np.zeros(max_num_seqs, np.bool_)
+        self.many_stops = np.zeros(max_num_seqs, np.bool_)
+        self.stops = np.full((max_num_seqs, _STOP_COLUMNS), -1, np.int32)
+        self.tokens = np.zeros((max_num_seqs, max_model_len), np.int32)
+        self.table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
+        self.owner: list[Sequence | None] = [None] * max_num_seqs
+        self._free = list(range(max_num_seqs - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def take(self, sequence: Sequence, pages: list[int], computed: int) -> int:
+        """Give a sequence a row with its tokens and pages."""
+        row = self._free.pop()
+        self.owner[row] = sequence
+        sequence.row = row
+        count = len(sequence.tokens)
+        self.tokens[row, :count] = sequence.tokens
+        self.table[row, : len(pages)] = pages
+        self.known[row], self.in_flight[row], self.computed[row] = count, 0, computed
+        self.limit[row], self.num_pages[row] = sequence.limit, len(pages)
+        self.handle[row], self.index[row] = sequence.request.handle, sequence.index
+        self.wants_logprobs[row] = sequence.request.params.logprobs is not None
+        stops = sequence.stop_ids
+        self.many_stops[row] = len(stops) > _STOP_COLUMNS
+        self.stops[row] = -1
+        self.stops[row, : min(len(stops), _STOP_COLUMNS)] = stops[:_STOP_COLUMNS]
+        return row
+
+    def pages(self, row: int) -> list[int]:
+        """The row's block table."""
+        pages: list[int] = self.table[row, : self.num_pages[row]].tolist()
+        return pages
+
+    def append_pages(self, rows: Int32Array, pages: list[int]) -> None:
+        """One more page for each of the rows."""
+        self.table[rows, self.num_pages[rows]] = pages
+        self.num_pages[rows] += 1
+
+    def free(self, row: int) -> None:
+        sequence = self.owner[row]
+        if sequence is None:
+            raise ValueError(f"row {row} was freed but is not taken")
+        sequence.row = -1
+        self.owner[row] = None
+        self.epoch[row] += 1
+        self._free.append(row)

@@ -1,0 +1,467 @@
+"""One rule: every sequence has known and computed tokens, and each step lets computed catch up with known.
+
+`plan` goes through decodes, forks, running chunks and waiting sequences, in that order, within a budget of tokens and
+rows. `commit` takes a step's tokens, ends what has ended, and indexes full pages. See README.md for the invariants.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from octavo.errors import ContextLengthError, InvalidRequestError, OverloadedError
+from octavo.kv import PagePool
+from octavo.plan import BoolArray, Int32Array, NewRow, StepPlan, StepResult
+from octavo.request import (
+    EngineRequest,
+    EngineStats,
+    Finished,
+    FinishReason,
+    PromptLogprobs,
+    SampleLogprobs,
+    Started,
+    StepOutputs,
+)
+from octavo.scheduler.config import SchedulerConfig
+from octavo.scheduler.draft import Chunk, Draft, Launched
+from octavo.scheduler.logprobs import sample_logprobs, scored_prompt
+from octavo.scheduler.queue import WaitingQueue
+from octavo.scheduler.rows import Rows
+from octavo.scheduler.sequence import Group, Phase, Sequence, make_group
+from octavo.scheduler.victim import choose_victim
+
+
+@dataclass(slots=True)
+class Collected:
+    """The parts of a `StepOutputs` while a commit gathers them."""
+
+    handles: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    finished: list[Finished] = field(default_factory=list)
+    logprobs: list[SampleLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+
+
+class Scheduler:
+    """Plans steps and takes their results.
+
+    With `async_scheduling`, `plan` may be called once more before the result of the plan before it is committed; it
+    then assumes that the tokens in flight arrive.
+    """
+
+    def __init__(self, config: SchedulerConfig):
+        self.config = config
+        self.pool = PagePool(config.num_pages)
+        self._rows = Rows(config.max_num_seqs, config.max_model_len, config.page_size)
+        self._groups: dict[int, Group] = {}
+        self._queue = WaitingQueue()
+        self._running: list[Sequence] = []  # in order of service
+        self._decoding: Int32Array | None = None  # rows whose prompt is computed; None: to be gathered again
+        self._chunking: list[Sequence] = []  # running, with more than one token to compute
+        self._forking: list[Group] = []  # their first sample has computed the prompt
+        self._launched: deque[Launched] = deque()
+        self._freed_rows: list[int] = []
+        self._started: list[Started] = []
+        self._step = self._arrivals = 0
+        self._preemptions = self._prompt_tokens = self._generated = self._queries = self._hits = 0
+
+    # -- entering and leaving ------------------------------------------------------------------------------------
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            OverloadedError: the queue is full.
+            ContextLengthError: the prompt leaves no room for a token.
+            InvalidRequestError: its handle is in use.
+        """
+        if len(self._queue) >= self.config.max_num_queued_reqs:
+            raise OverloadedError(
+                f"{len(self._queue)} requests wait already.", fix="Try again later, or raise --max-num-queued-reqs."
+            )
+        if request.handle in self._groups:
+            raise InvalidRequestError(f"The handle {request.handle} is in use.", param="handle")
+        length = len(request.prompt_token_ids)
+        if not 1 <= length < self.config.max_model_len:
+            raise ContextLengthError(
+                f"The prompt has {length} tokens; the context holds {self.config.max_model_len}, output included.",
+                fix="Shorten the prompt.",
+                param="prompt",
+            )
+        self._arrivals += 1
+        urgency = float(request.priority) if self.config.policy == "priority" else 0.0
+        group = make_group(request, (urgency, self._arrivals), self.config.max_model_len)
+        self._groups[request.handle] = group
+        self._queue.push(group.sequences[0])
+
+    def abort(self, handle: int, index: int | None = None) -> bool:
+        """End a request or one of its samples; nothing more is said of it. False if it is not here."""
+        group = self._groups.get(handle)
+        if group is None:
+            return False
+        ending = [s for s in group.open if index is None or s.index == index]
+        for sequence in ending:
+            self._end(sequence)
+        return bool(ending)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence is open or a result is awaited."""
+        return bool(self._groups or self._launched)
+
+    # -- planning ------------------------------------------------------------------------------------------------
+
+    def plan(self) -> StepPlan | None:
+        """The next step, or None if nothing can be computed now."""
+        draft = Draft(self.config.max_num_batched_tokens)
+        self._plan_decodes(draft)
+        # Forks come before chunks: a page is copied before the forward pass, so what it holds must be of earlier steps.
+        forked = not draft.preempted and self._plan_forks(draft)
+        self._plan_chunks(draft)
+        if forked:
+            self._plan_waiting(draft)
+        if draft.empty:
+            return None
+        plan, launched = draft.build(self._step, self._rows, self._freed_rows)
+        self._rows.in_flight[launched.rows[launched.sample]] += 1
+        self._launched.append(launched)
+        self._freed_rows = []
+        self._step += 1
+        return plan
+
+    def _plan_decodes(self, draft: Draft) -> None:
+        """One token for every row that has just one to compute, and pages for those that reach a new one."""
+        rows = self._rows
+        while True:
+            ready = self._decode_rows()
+            ready = ready[rows.known[ready] + rows.in_flight[ready] < rows.limit[ready]]
+            full = ready[rows.computed[ready] >= rows.num_pages[ready] * self.config.page_size]
+            if len(full) <= self.pool.num_free:
+                break
+            self._preempt(len(full) - self.pool.num_free)
+            draft.preempted = True
+        if len(full):
+            pages = self.pool.allocate(len(full))
+            for row, start, page in zip(full.tolist(), rows.num_pages[full].tolist(), pages, strict=True):
+                draft.add_pages(row, start, [page])
+            rows.append_pages(full, pages)
+        rows.computed[ready] += 1
+        draft.decode_rows = ready
+        draft.budget -= len(ready)
+
+    def _decode_rows(self) -> Int32Array:
+        if self._decoding is None:
+            chunking = set(map(id, self._chunking))
+            self._decoding = np.array([s.row for s in self._running if id(s) not in chunking], np.int32)
+        return self._decoding
+
+    def _plan_chunks(self, draft: Draft) -> None:
+        """Go on with prompts that did not fit the steps before; their pages are theirs since admission."""
+        for sequence in list(self._chunking):
+            if draft.budget > 0:
+                self._take_chunk(sequence, draft)
+
+    def _take_chunk(self, sequence: Sequence, draft: Draft) -> None:
+        rows, row = self._rows, sequence.row
+        start, known = int(rows.computed[row]), int(rows.known[row])
+        stop = min(known, start + draft.budget)
+        scored = sequence.request.params.prompt_logprobs if sequence.scores_prompt else None
+        draft.add_chunk(Chunk(row, start, stop, stop == known, scored))
+        rows.computed[row] = stop
+        if stop == known:
+            self._chunking.remove(sequence)
+            self._decoding = None
+            group = self._groups[sequence.request.handle]
+            if sequence.index == 0 and group.forking and group not in self._forking:
+                self._forking.append(group)
+
+    def _plan_forks(self, draft: Draft) -> bool:
+        """Further samples of prompts that are computed. False if one has to wait, and so must all that come after."""
+        for group in list(self._forking):
+            for child in group.forking:
+                if draft.budget < 1 or len(self._running) >= self.config.max_running or not self.pool.num_free:
+                    return False
+                self._fork(group.sequences[0], child, draft)
+            self._forking.remove(group)
+        return True
+
+    def _fork(self, parent: Sequence, child: Sequence, draft: Draft) -> None:
+        """The child shares the prompt's full pages and recomputes its last token, in a page of its own."""
+        last = child.num_prompt - 1
+        whole = last // self.config.page_size
+        held = self._rows.pages(parent.row)
+        self.pool.share(held[:whole])
+        own = self.pool.allocate(1)
+        if last % self.config.page_size:
+            draft.copies.append((held[whole], own[0]))
+        self._start_row(child, held[:whole] + own, last, draft)
+        self._take_chunk(child, draft)
+
+    def _plan_waiting(self, draft: Draft) -> None:
+        """Admit in order of service, while rows, tokens and pages for whole prompts last."""
+        while draft.budget > 0 and len(self._running) < self.config.max_running:
+            sequence = self._queue.head()
+            if sequence is None:
+                return
+            cached = self._cached_pages(sequence)
+            needed = -(-len(sequence.tokens) // self.config.page_size) - len(cached)
+            if needed > self.pool.num_free - self.pool.num_free_among(cached):
+                return
+            self._queue.pop()
+            self.pool.share(cached)
+            computed = len(cached) * self.config.page_size
+            self._count_admission(sequence, computed)
+            self._start_row(sequence, cached + self.pool.allocate(needed), computed, draft)
+            self._take_chunk(sequence, draft)
+
+    def _cached_pages(self, sequence: Sequence) -> list[int]:
+        """Indexed pages of its beginning; the last known token is always computed anew, for its logits."""
+        if not self.config.enable_prefix_caching or sequence.scores_prompt:
+            return []
+        count = (len(sequence.tokens) - 1) // self.config.page_size
+        return self.pool.find(sequence.extend_digests(sequence.tokens, count, self.config.page_size))
+
+    def _count_admission(self, sequence: Sequence, cached: int) -> None:
+        group = self._groups[sequence.request.handle]
+        if self.config.enable_prefix_caching and not sequence.scores_prompt:
+            self._queries += len(sequence.tokens)
+            self._hits += cached
+        if not group.started:
+            group.started = True
+            self._prompt_tokens += sequence.num_prompt
+            self._started.append(Started(sequence.request.handle, cached, time.monotonic()))
+
+    def _start_row(self, sequence: Sequence, pages: list[int], computed: int, draft: Draft) -> None:
+        params = sequence.request.params
+        penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+        row = self._rows.take(sequence, pages, computed)
+        known = sequence.tokens if penalised else np.empty(0, np.int32)
+        stop_ids = sequence.stop_ids if params.min_tokens else ()
+        draft.new_rows.append(NewRow(row, params, sequence.seed, sequence.num_prompt, known, stop_ids))
+        draft.add_pages(row, 0, pages)
+        sequence.phase = Phase.RUNNING
+        self._insert_running(sequence)
+        self._chunking.append(sequence)
+        self._chunking.sort(key=lambda s: s.key)
+        self._decoding = None
+
+    def _insert_running(self, sequence: Sequence) -> None:
+        self._running.append(sequence)
+        if len(self._running) > 1 and self._running[-2].key > sequence.key:
+            self._running.sort(key=lambda s: s.key)
+
+    def _preempt(self, pages_needed: int) -> None:
+        """Take one sequence's row and pages away; it comes back with what it knows and is computed anew.
+
+        Its token in flight is dropped with the row's epoch. The draw is a function of seed and position, so the same
+        token is drawn again.
+        """
+        victim = choose_victim(self._running, self._rows, self.pool, pages_needed)
+        row = victim.row
+        victim.tokens = self._rows.tokens[row, : self._rows.known[row]].copy()
+        self._index_generated(victim)
+        self._leave_row(victim)
+        self._queue.push(victim)
+        self._preemptions += 1
+
+    # -- committing ----------------------------------------------------------------------------------------------
+
+    def commit(self, result: StepResult) -> StepOutputs:
+        """Take the tokens of the oldest launched step.
+
+        Raises:
+            ValueError: the result does not fit that step.
+        """
+        launched = self._launched.popleft()
+        if len(result.tokens) != int(launched.sample.sum()):
+            raise ValueError(f"step {result.step} has {len(result.tokens)} tokens for {launched.sample.sum()} samples")
+        rows = self._rows
+        alive = rows.epoch[launched.rows] == launched.epochs
+        outputs = Collected()
+        for position in result.failed:
+            owner = rows.owner[launched.rows[position]] if alive[position] else None
+            if owner is not None:
+                self._fail(owner, outputs)
+                alive &= rows.epoch[launched.rows] == launched.epochs
+        self._commit_chunks(launched, alive, result, outputs)
+        valid = alive[launched.sample]
+        sampled = launched.rows[launched.sample][valid]
+        tokens = result.tokens[valid]
+        if len(sampled):
+            self._commit_tokens(sampled, tokens, np.flatnonzero(valid), result, outputs)
+        started, self._started = self._started, []
+        return StepOutputs(
+            outputs.handles,
+            outputs.indices,
+            outputs.tokens,
+            outputs.finished,
+            started,
+            outputs.logprobs,
+            outputs.prompt_logprobs,
+            self.stats(),
+        )
+
+    def _fail(self, sequence: Sequence, outputs: Collected) -> None:
+        """A row that failed takes its request with it, and no other."""
+        for each in self._groups[sequence.request.handle].open:
+            message = "The model's output was not a finite number, or its computation failed."
+            outputs.finished.append(Finished(each.request.handle, each.index, "error", None, message))
+            self._end(each, index_pages=False)
+
+    def _commit_chunks(self, launched: Launched, alive: BoolArray, result: StepResult, outputs: Collected) -> None:
+        """Index the prompt pages that a chunk filled, and pass on what was scored."""
+        scores = iter(result.prompt_logprobs)
+        for i, chunk in enumerate(launched.chunks):
+            entries = next(scores) if chunk.prompt_logprobs is not None else None
+            sequence = self._rows.owner[chunk.row] if alive[launched.decodes + i] else None
+            if sequence is None:
+                continue
+            self._index_pages(sequence, self._rows.tokens[chunk.row], chunk.stop)
+            if entries is not None and chunk.prompt_logprobs is not None:
+                outputs.prompt_logprobs.extend(
+                    scored_prompt(sequence, self._rows.tokens[chunk.row], chunk.start, entries, chunk.prompt_logprobs)
+                )
+
+    def _commit_tokens(
+        self,
+        sampled: Int32Array,
+        tokens: Int32Array,
+        places: npt.NDArray[np.intp],
+        result: StepResult,
+        outputs: Collected,
+    ) -> None:
+        rows = self._rows
+        position = rows.known[sampled]
+        rows.tokens[sampled, position] = tokens
+        rows.known[sampled] = position + 1
+        rows.in_flight[sampled] -= 1
+        self._generated += len(sampled)
+        outputs.handles.extend(rows.handle[sampled].tolist())
+        outputs.indices.extend(rows.index[sampled].tolist())
+        outputs.tokens.extend(tokens.tolist())
+        if result.logprobs is not None and rows.wants_logprobs[sampled].any():
+            for i in np.flatnonzero(rows.wants_logprobs[sampled]).tolist():
+                owner = rows.owner[sampled[i]]
+                if owner is not None:
+                    entry = sample_logprobs(owner, int(tokens[i]), result.logprobs, int(places[i]))
+                    outputs.logprobs.append(entry)
+        ended = (rows.stops[sampled] == tokens[:, None]).any(1) | rows.many_stops[sampled]
+        ended |= position + 1 >= rows.limit[sampled]
+        if ended.any():
+            for i in np.flatnonzero(ended).tolist():
+                self._maybe_finish(int(sampled[i]), int(tokens[i]), outputs)
+
+    def _maybe_finish(self, row: int, token: int, outputs: Collected) -> None:
+        sequence = self._rows.owner[row]
+        if sequence is None:
+            return
+        params, known = sequence.request.params, int(self._rows.known[row])
+        reason: FinishReason | None = None
+        stop_reason: int | None = None
+        if token in sequence.stop_ids and known - sequence.num_prompt > params.min_tokens:
+            reason = "stop"
+            if params.ignore_eos or token not in sequence.request.eos_token_ids:
+                stop_reason = token
+        elif known >= sequence.limit:
+            reason = "length"
+        if reason is not None:
+            outputs.finished.append(Finished(sequence.request.handle, sequence.index, reason, stop_reason))
+            self._end(sequence)
+
+    # -- pages and rows ------------------------------------------------------------------------------------------
+
+    def _index_pages(self, sequence: Sequence, tokens: Int32Array, computed: int) -> None:
+        """Make the full pages of [0, computed) findable."""
+        if not self.config.enable_prefix_caching:
+            return
+        count, row = computed // self.config.page_size, sequence.row
+        pages = self._rows.table[row, :count].tolist()
+        for page, digest in zip(pages, sequence.extend_digests(tokens, count, self.config.page_size), strict=True):
+            self.pool.index(page, digest)
+
+    def _index_generated(self, sequence: Sequence) -> None:
+        """Index what was generated only when a sequence leaves its row: the steady step stays free of hashing.
+
+        The last known token may not be computed; a sequence still in its prompt has had its pages indexed by chunks.
+        """
+        known = int(self._rows.known[sequence.row])
+        if sequence not in self._chunking and known > sequence.num_prompt:
+            self._index_pages(sequence, self._rows.tokens[sequence.row], known - 1)
+
+    def _end(self, sequence: Sequence, *, index_pages: bool = True) -> None:
+        """Take a sequence out of wherever it is, for good."""
+        group = self._groups[sequence.request.handle]
+        if sequence.phase is Phase.WAITING:
+            self._queue.remove(sequence)
+        elif sequence.phase is Phase.RUNNING:
+            if index_pages:
+                self._index_generated(sequence)
+            self._leave_row(sequence)
+        sequence.phase = Phase.ENDED
+        if sequence.index == 0:
+            self._orphan(group)
+        if not group.open:
+            del self._groups[sequence.request.handle]
+            if group in self._forking:
+                self._forking.remove(group)
+
+    def _leave_row(self, sequence: Sequence) -> None:
+        row = sequence.row
+        self.pool.release(self._rows.pages(row))
+        self._rows.free(row)
+        self._freed_rows.append(row)
+        self._running.remove(sequence)
+        if sequence in self._chunking:
+            self._chunking.remove(sequence)
+        self._decoding = None
+        if sequence.index == 0:
+            self._orphan(self._groups[sequence.request.handle])
+
+    def _orphan(self, group: Group) -> None:
+        """The first sample has no pages to share any more: the others wait like any sequence."""
+        for child in group.forking:
+            self._queue.push(child)
+        if group in self._forking:
+            self._forking.remove(group)
+
+    # -- telling -------------------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Counters since the start, gauges of now."""
+        waiting = len(self._queue) + sum(len(group.forking) for group in self._forking)
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=waiting,
+            num_pages=self.pool.num_pages,
+            num_free_pages=self.pool.num_free,
+            num_preemptions=self._preemptions,
+            prefix_queries=self._queries,
+            prefix_hits=self._hits,
+            num_evictions=self.pool.num_evictions,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generated,
+            num_steps=self._step,
+        )
+
+    def check(self) -> None:
+        """Verify the invariants of README.md; raises RuntimeError with the first that does not hold."""
+        rows = self._rows
+        self.pool.check([rows.pages(sequence.row) for sequence in self._running])
+        taken = [row for row, owner in enumerate(rows.owner) if owner is not None]
+        if sorted(sequence.row for sequence in self._running) != taken:
+            raise RuntimeError("rows are taken by sequences that do not run")
+        for sequence in self._running:
+            row = sequence.row
+            if rows.owner[row] is not sequence or sequence.phase is not Phase.RUNNING:
+                raise RuntimeError(f"row {row} is not the row of the sequence that says so")
+            if rows.computed[row] > rows.num_pages[row] * self.config.page_size:
+                raise RuntimeError(f"row {row} has computed more tokens than its pages hold")
+            if rows.computed[row] > rows.known[row] + rows.in_flight[row]:
+                raise RuntimeError(f"row {row} has computed tokens that nothing brings")
+        if not self._groups and self.pool.num_free != self.pool.num_pages:
+            raise RuntimeError("nothing is open, but pages are owned")

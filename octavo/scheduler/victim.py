@@ -1,0 +1,34 @@
+"""Whom to preempt: the sequence that is cheapest to bring back for the pages it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+
+from octavo.kv import PagePool
+from octavo.scheduler.rows import Rows
+from octavo.scheduler.sequence import Sequence
+
+
+def choose_victim(running: Many[Sequence], rows: Rows, pool: PagePool, pages_needed: int) -> Sequence:
+    """The victim among `running`, which is in order of service.
+
+    The first in order is never chosen, so the work always comes to an end. Among those of the lowest urgency, the cost
+    is the tokens to compute again (pages that others hold stay, and will be found) for each page that is gained and
+    needed; of equals, the last to arrive.
+
+    Raises:
+        RuntimeError: there is nobody but the first, who alone must always fit.
+    """
+    if len(running) < 2:
+        raise RuntimeError("the pool has no page for the only sequence that runs")
+    lowest = running[-1].key[0]
+
+    def cost(sequence: Sequence) -> tuple[float, tuple[float, ...]]:
+        pages = rows.pages(sequence.row)
+        gained = sum(pool.count(page) == 1 for page in pages)
+        kept_tokens = (len(pages) - gained) * (int(rows.computed[sequence.row]) // max(1, len(pages)))
+        lost = int(rows.computed[sequence.row]) - kept_tokens
+        useful = min(gained, pages_needed)
+        return (lost / useful if useful else float("inf"), tuple(-part for part in sequence.key))
+
+    return min((sequence for sequence in running[1:] if sequence.key[0] == lowest), key=cost)

@@ -1,0 +1,150 @@
+"""From GGUF's block formats to float32.
+
+Each function takes blocks, uint8 [n, bytes of a block], and returns float32 [n, elements of a block]. Layouts are those
+of ggml's `block_*` structs; d is a block's scale, m its minimum, q its small integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from octavo.weights.gguf import BLOCKS, GGUFFile
+
+Bytes = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_SLAB_ELEMENTS = 1 << 22
+
+
+def dequantize(file: GGUFFile, name: str, rows: slice | None = None) -> torch.Tensor:
+    """A tensor (or some of its first axis) as a torch tensor: F32, F16, BF16 as stored, quantized types as float32."""
+    tensor = file.tensors[name]
+    type_name, block, size = BLOCKS[tensor.type_id]
+    data, shape = file.raw(name), tensor.shape
+    if rows is not None:
+        start, stop, _ = rows.indices(shape[0])
+        row_bytes = tensor.nbytes // shape[0]
+        data, shape = data[start * row_bytes : stop * row_bytes], (stop - start, *shape[1:])
+    if type_name in _STORED:
+        return torch.from_numpy(data.copy()).view(_STORED[type_name]).view(shape)
+    blocks = data.reshape(-1, size)
+    out = np.empty((len(blocks), block), np.float32)
+    step = max(1, _SLAB_ELEMENTS // block)
+    for at in range(0, len(blocks), step):
+        out[at : at + step] = DEQUANTIZE[type_name](blocks[at : at + step])
+    return torch.from_numpy(out).view(shape)
+
+
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def _half(data: Bytes) -> Floats:
+    """[n, 2k] bytes → [n, k] float32, from float16."""
+    return np.ascontiguousarray(data).view(np.float16).astype(np.float32)
+
+
+def _nibbles(data: Bytes) -> Bytes:
+    """[n, k] → [n, 2k]: all low halves, then all high halves."""
+    return np.concatenate([data & 15, data >> 4], axis=1)
+
+
+def _fifth_bits(data: Bytes) -> Bytes:
+    """[n, 4] → [n, 32]: bit i of the little-endian word, shifted to the place of 16."""
+    return np.unpackbits(data, axis=1, bitorder="little") << 4
+
+
+def q4_0(blocks: Bytes) -> Floats:
+    return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]).astype(np.int8) - 8)
+
+
+def q4_1(blocks: Bytes) -> Floats:
+    return _half(blocks[:, :2]) * _nibbles(blocks[:, 4:]) + _half(blocks[:, 2:4])
+
+
+def q5_0(blocks: Bytes) -> Floats:
+    q = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
+    return _half(blocks[:, :2]) * (q.astype(np.int8) - 16)
+
+
+def q5_1(blocks: Bytes) -> Floats:
+    q = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    return _half(blocks[:, :2]) * q + _half(blocks[:, 2:4])
+
+
+def q8_0(blocks: Bytes) -> Floats:
+    return _half(blocks[:, :2]) * blocks[:, 2:].view(np.int8)
+
+
+def _crumbs(data: Bytes) -> Bytes:
+    """[n, 64] → [n, 256] values of 2 bits: of each 32 bytes, the lowest pairs first, then the next higher."""
+    shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
+    return ((data.reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 256)
+
+
+def _groups(q: npt.NDArray[np.generic], scale: Floats) -> Floats:
+    """q [n, 256] times scale [n, g], each scale for 256 / g neighbours."""
+    n, g = scale.shape
+    return (q.reshape(n, g, 256 // g).astype(np.float32) * scale[:, :, None]).reshape(n, 256)
+
+
+def q2_k(blocks: Bytes) -> Floats:
+    scales, q = blocks[:, :16], _crumbs(blocks[:, 16:80])
+    d, dmin = _half(blocks[:, 80:82]), _half(blocks[:, 82:84])
+    return _groups(q, d * (scales & 15)) - np.repeat(dmin * (scales >> 4), 16, axis=1)
+
+
+def q3_k(blocks: Bytes) -> Floats:
+    high, low, packed, d = blocks[:, :32], _crumbs(blocks[:, 32:96]), blocks[:, 96:108], _half(blocks[:, 108:110])
+    bits = (high[:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    q = low.astype(np.int8) - ((bits.reshape(-1, 256) ^ 1) << 2).astype(np.int8)
+    low4 = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
+    shifts = np.repeat(np.array([0, 2, 4, 6], np.uint8), 4)
+    high2 = (np.tile(packed[:, 8:12], 4) >> shifts) & 3
+    scales = (low4 | (high2 << 4)).astype(np.int8) - 32
+    return _groups(q, d * scales)
+
+
+def _six_bit_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:
+    """The 12 bytes of Q4_K and Q5_K → 8 scales and 8 minima of 6 bits."""
+    first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:12]
+    scales = np.concatenate([first & 63, (third & 15) | ((first >> 6) << 4)], axis=1)
+    minima = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], axis=1)
+    return scales, minima
+
+
+def _nibbles_by_32(data: Bytes) -> Bytes:
+    """[n, 128] → [n, 256]: of each 32 bytes, the low halves, then the high halves."""
+    parts = data.reshape(-1, 4, 1, 32)
+    return np.concatenate([parts & 15, parts >> 4], axis=2).reshape(-1, 256)
+
+
+def q4_k(blocks: Bytes) -> Floats:
+    d, dmin = _half(blocks[:, :2]), _half(blocks[:, 2:4])
+    scales, minima = _six_bit_pairs(blocks[:, 4:16])
+    return _groups(_nibbles_by_32(blocks[:, 16:]), d * scales) - np.repeat(dmin * minima, 32, axis=1)
+
+
+def q5_k(blocks: Bytes) -> Floats:
+    d, dmin = _half(blocks[:, :2]), _half(blocks[:, 2:4])
+    scales, minima = _six_bit_pairs(blocks[:, 4:16])
+    high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+    q = _nibbles_by_32(blocks[:, 48:]) | (high.reshape(-1, 256) << 4)
+    return _groups(q, d * scales) - np.repeat(dmin * minima, 32, axis=1)
+
+
+def q6_k(blocks: Bytes) -> Floats:
+    low, high, scales = blocks[:, :128], blocks[:, 128:192], blocks[:, 192:208].view(np.int8)
+    low_parts = low.reshape(-1, 2, 1, 64)
+    low4 = np.concatenate([low_parts & 15, low_parts >> 4], axis=2).reshape(-1, 256)
+    q = (low4 | (_crumbs(high) << 4)).astype(np.int8) - 32
+    return _groups(q, _half(blocks[:, 208:210]) * scales)
+
+
+DEQUANTIZE: dict[str, Callable[[Bytes], Floats]] = {
+    "Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q8_0": q8_0,
+    "Q2_K": q2_k, "Q3_K": q3_k, "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k,
+}  # fmt: skip
