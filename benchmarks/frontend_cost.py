@@ -152,7 +152,7 @@ def main() -> None:
             "logprobs": processing(tokenizer, ids, scored=True),
         },
         "request_us": requests(tokenizer, text),
-        "environment": environment(),
+        "environment": environment() | {"command": "python benchmarks/frontend_cost.py"},
     }
     write_json(arguments.json, result)
     for name, value in result.items():

@@ -51,7 +51,12 @@ class OutputProcessor:
 
         Args:
             prompt: its text, for the result; None where there is none.
+
+        Raises:
+            ValueError: the handle is that of an open request.
         """
+        if request.handle in self._open:
+            raise ValueError(f"handle {request.handle} is open")
         opened = self._open[request.handle] = OpenRequest(request, prompt, self._tokenizer)
         return opened
 

@@ -297,6 +297,14 @@ def test_several_tokens_of_a_sample_in_one_step() -> None:
     assert [e.token_id for e in last[-1].result().outputs[0].logprobs or []] == ids
 
 
+def test_a_handle_is_open_once() -> None:
+    made = opened()
+    with pytest.raises(ValueError, match="handle 1"):
+        made.add(request(1))
+    made.abort(1)
+    made.add(request(1))
+
+
 def test_statistics_pass_through() -> None:
     stats = EngineStats(num_running=3)
     assert opened().process(step(stats=stats)).stats == stats
