@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import templates
-from frontend_help import CONTROL, byte_level, sentencepiece, settings
+from frontend_help import CONTROL, byte_level, byte_level_metadata, sentencepiece, settings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.frontend.chat_encoder import ChatEncoder
+from octavo.frontend.chat_encoder import ChatEncoder, any_of
 from octavo.frontend.chat_template import ChatTemplate
+from octavo.frontend.tokenizer import Tokenizer
 
 SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 SPM = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -181,3 +185,27 @@ def test_no_text_ever_adds_or_removes_a_control_token(contents: list[str], sourc
     shown, ids = made.encode([user(content) for content in contents])
     assert controls(ids) == controls(made.encode([user("x") for _ in contents])[1])
     assert byte_level().decode(ids, skip_special_tokens=False) == shown
+
+
+@settings
+@given(st.sets(st.text(alphabet="<|a.", min_size=1, max_size=5), min_size=1), st.text(alphabet="<|a.", max_size=30))
+def test_the_pattern_finds_the_longest_word_first(words: set[str], text: str) -> None:
+    naive = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    assert re.findall(any_of(words), text) == re.findall(naive, text)
+
+
+def test_text_full_of_beginnings_costs_little_with_many_control_tokens() -> None:
+    metadata = byte_level_metadata()
+    more = [f"<|reserved_special_token_{i}|>" for i in range(1000)]
+    metadata = metadata | {
+        "tokenizer.ggml.tokens": metadata["tokenizer.ggml.tokens"] + more,
+        "tokenizer.ggml.token_type": metadata["tokenizer.ggml.token_type"] + [3] * len(more),
+    }
+    tokenizer = Tokenizer.from_gguf(SimpleNamespace(metadata=metadata))
+    made = ChatEncoder(tokenizer, ChatTemplate(templates.CHATML))
+    made.encode([user("<")])
+    for text in ("<" * 50_000, "<|reserved_special_token_" * 2_000, more[7] * 2_000):
+        start = time.perf_counter()
+        _, ids = made.encode([user(text)])
+        assert time.perf_counter() - start < 2.0  # about 0.1 s
+        assert len([i for i in ids if tokenizer.is_special(i)]) == 5
