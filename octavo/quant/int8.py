@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from octavo.kernels import native
 from octavo.quant.plain import Plain
 
 
@@ -29,17 +30,22 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Int8:
-    """The torch reference: exact, and slow without the compiled kernels."""
+    """Compiled kernels where there are any; the torch reference is as exact, but slow."""
 
     def make(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, device: torch.device, dtype: torch.dtype
     ) -> Int8Params:
+        if native.available():
+            quantized, scales = native.quantize_weight(weight.float().contiguous())
+            return Int8Params(quantized, scales, None if bias is None else bias.float().contiguous())
         q, scale = quantize_rows(weight.float())
         return Int8Params(
             q.to(device), scale[:, 0].to(device), None if bias is None else bias.to(device, torch.float32)
         )
 
     def apply(self, x: torch.Tensor, params: Int8Params) -> torch.Tensor:
+        if native.available():
+            return native.int8_linear(x, *params)
         q, scale = quantize_rows(x)
         # Sums of up to 2^10 products of 2^14 are exact in float32, and the blocks' sums in float64.
         total = torch.zeros((len(q), len(params.weight)), dtype=torch.float64)
