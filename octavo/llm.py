@@ -157,8 +157,8 @@ class LLM:
         return [done[request.handle] for request in requests]
 
     def _add(self, request: EngineRequest, text: str | None) -> None:
+        self._engine.add(request)  # may refuse it
         self._frontend.outputs.add(request, text)
-        self._engine.add(request)
 
     def _step(self) -> list[Update]:
         """One turn of the engine; samples that a stop string ended are taken out of it."""

@@ -86,9 +86,7 @@ class Engine:
 
     def close(self) -> None:
         """Let the running step end, then free everything."""
-        if self._in_flight is not None:
-            self._runner.settle(self._in_flight)
-            self._in_flight = None
+        self._in_flight = None
         self._runner.close()
 
     def __enter__(self) -> Engine:

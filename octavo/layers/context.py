@@ -1,4 +1,4 @@
-"""What a layer needs to know of its surroundings while it is built: where its weights come from and how to hold them."""
+"""What a layer knows of its surroundings while it is built: where its weights come from and how to hold them."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
@@ -11,6 +12,7 @@ import torch
 
 from octavo.layers.batch import Attend, ForwardBatch
 from octavo.plan import LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
+from octavo.request import SamplingParams
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import Sampler, SamplerState, logprobs_of
 
@@ -68,17 +70,17 @@ class Runner:
         return launched.result()
 
     def close(self) -> None:
-        """Finish what was launched and let go of the memory."""
+        """Wait for what was launched and let go of the memory."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
         self._kv_caches = []
 
     def _run(self, plan: StepPlan) -> StepResult:
-        """A step whose computation fails, fails its own requests: every row is reported in `failed`."""
-        self._apply(plan)
+        """A step whose computation raises, fails its own requests: every row is reported in `failed`."""
+        broken = self._apply(plan)
         try:
             with torch.inference_mode():
-                return self._compute(plan)
+                result = self._compute(plan)
         except Exception:
             logger.exception("step %d failed; its %d sequences end with an error", plan.step, len(plan.rows))
             return StepResult(
@@ -87,18 +89,30 @@ class Runner:
                 failed=tuple(range(len(plan.rows))),
                 prompt_logprobs=tuple(_no_logprobs() for _ in plan.prompt_logprobs),
             )
+        if not broken:
+            return result
+        places = np.flatnonzero(np.isin(plan.rows, list(broken))).tolist()
+        return dataclasses.replace(result, failed=tuple(sorted({*result.failed, *places})))
 
-    def _apply(self, plan: StepPlan) -> None:
+    def _apply(self, plan: StepPlan) -> set[int]:
+        """Bring the rows up to date; returns rows whose parameters cannot be used, which fail alone."""
+        self._rows.apply(plan)
         for row in plan.free_rows.tolist():
             self._sampler.state.clear_row(row)
+        broken = set()
         for new_row in plan.new_rows:
-            self._sampler.state.set_row(new_row)
-        self._rows.apply(plan)
+            try:
+                self._sampler.state.set_row(new_row)
+            except Exception:
+                logger.exception("the parameters of row %d cannot be used", new_row.row)
+                self._sampler.state.set_row(dataclasses.replace(new_row, params=SamplingParams(temperature=0)))
+                broken.add(new_row.row)
         if len(plan.copy_pages):
             sources, destinations = torch.from_numpy(plan.copy_pages.astype(np.int64)).unbind(1)
             for keys, values in self._kv_caches:
                 keys[destinations] = keys[sources]
                 values[destinations] = values[sources]
+        return broken
 
     def _compute(self, plan: StepPlan) -> StepResult:
         metadata = self._rows.metadata(plan)

@@ -226,7 +226,7 @@ class _Header:
         self._at = offset
         kind, count = self._array_head(key)
         if kind != _STRING:
-            code, size = _SCALARS[kind]
+            code, _ = _SCALARS[kind]
             view = np.frombuffer(self._data, np.dtype("<" + code if code != "?" else "?"), count, self._at)
             return view.tolist()
         data, at, unpack = self._data, self._at, struct.Struct("<Q").unpack_from

@@ -74,9 +74,9 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False, pr
 
 def list_models() -> list[ModelRow]:
     """The catalogue, and what else the cache holds."""
-    rows = []
-    for entry in CATALOGUE:
-        rows.append(ModelRow(entry.name, entry.size, "catalogue", _cached(entry.name, entry), entry.summary))
+    rows = [
+        ModelRow(entry.name, entry.size, "catalogue", _cached(entry.name, entry), entry.summary) for entry in CATALOGUE
+    ]
     known = {entry.name for entry in CATALOGUE}
     folder = cache_folder()
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -61,7 +62,7 @@ class SafetensorsFile:
             name: self._entry(name, entry, base, size) for name, entry in header.items() if name != "__metadata__"
         }
         spans = sorted((first, last) for _, _, first, last in entries.values())
-        if any(first < last_before for (_, last_before), (first, _) in zip(spans, spans[1:], strict=False)):
+        if any(first < last_before for (_, last_before), (first, _) in itertools.pairwise(spans)):
             raise self._damaged("its tensors overlap")
         return entries
 
@@ -85,14 +86,8 @@ class SafetensorsFile:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self._map, dtype=torch.uint8, count=last - first, offset=first).view(dtype).view(shape)
 
-    def close(self) -> None:
-        try:
-            self._map.close()
-        except BufferError:  # tensors still look into the map; it goes when they do
-            return
 
-
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 
@@ -131,8 +126,8 @@ class SafetensorsSource:
         return name in self._where
 
     def close(self) -> None:
-        for shard in self._shards:
-            shard.close()
+        """Forget the files. Each stays mapped while tensors look into it: unmapping it would pull memory from them."""
+        self._shards, self._where = [], {}
 
 
 def shard_names(folder: Path) -> list[str]:

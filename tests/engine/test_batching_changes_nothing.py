@@ -126,6 +126,8 @@ def test_storm(tiny: Path, quantization: str, seed: int, policy: str, run_ahead:
         assert stats.prefix_hits > 0
         assert stats.num_running == stats.num_waiting == 0
     assert 0 < len(aborted) < 20
+    # Attention sums in another order in another batch; rounding to 8 bits makes that last bit a little larger.
+    tolerance = 2e-3 if quantization == "none" else 3e-2
     alone = EngineConfig.of(**shared, async_scheduling=False, enable_prefix_caching=False)
     for request in requests:
         if request.handle in aborted:
@@ -134,5 +136,5 @@ def test_storm(tiny: Path, quantization: str, seed: int, policy: str, run_ahead:
         assert actual.tokens == expected.tokens, request
         assert actual.ends == expected.ends, request
         for index, values in expected.logprobs.items():
-            assert actual.logprobs[index] == pytest.approx(values, abs=2e-3), request
-        assert actual.prompt_logprobs == pytest.approx(expected.prompt_logprobs, abs=2e-3), request
+            assert actual.logprobs[index] == pytest.approx(values, abs=tolerance), request
+        assert actual.prompt_logprobs == pytest.approx(expected.prompt_logprobs, abs=tolerance), request
