@@ -10,6 +10,11 @@ def row_warps(block: int) -> int:
     return min(16, max(1, block // (32 * 16)))
 
 
+def pdl_options(pdl: bool) -> dict[str, bool]:
+    """Launch options of programmatic dependent launch; AMD's compiler does not know the option at all."""
+    return {"launch_pdl": True} if pdl else {}
+
+
 def pipeline_stages(hip: bool = torch.version.hip is not None) -> int:
     """Stages of the attention loops. The load of a page id takes one level of the pipeline and those of keys and
     values the next: 3 holds one tile of them in flight, 5 two, which CDNA's 64 KiB of shared memory cannot.

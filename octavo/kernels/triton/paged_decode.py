@@ -22,9 +22,9 @@ import triton
 import triton.language as tl
 
 from octavo.kernels.triton.attention_math import LN2, key_offsets, online_softmax, transform_scores, visible
-from octavo.kernels.triton.launch import pipeline_stages
+from octavo.kernels.triton.launch import pdl_options, pipeline_stages
 
-_MERGE_ELEMENTS = 4096  # of partial results in registers at once; more spills the attention loop's
+_MERGE_ELEMENTS = 4096  # of partial results in flight at once
 
 
 @triton.jit
@@ -111,30 +111,34 @@ def piece_slot(piece, first_unit, share, FIXED: tl.constexpr):
 @triton.jit
 def merge_pieces(
     acc_space, stat_space, first_unit, share, pieces, num_real,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MERGE_M: tl.constexpr, CHUNK: tl.constexpr, FIXED: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MERGE_M: tl.constexpr, UNROLL: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
-    """All pieces of one (row, kv head), in order → (maximum, sum, unnormalised output) of MERGE_M tile rows."""
+    """All pieces of one (row, kv head), in order → (maximum, sum, unnormalised output) of MERGE_M tile rows.
+
+    Piece by piece, so that no thread waits for another; UNROLL of them have their loads in flight together.
+    """
     m = tl.arange(0, MERGE_M)
     dims = tl.arange(0, BLOCK_D)
     maximum = tl.full([MERGE_M], float("-inf"), tl.float32)
     total = tl.zeros([MERGE_M], tl.float32)
     acc = tl.zeros([MERGE_M, BLOCK_D], tl.float32)
-    for start in tl.range(0, pieces, CHUNK):
-        piece = start + tl.arange(0, CHUNK)
-        slot = piece_slot(piece, first_unit, share, FIXED).to(tl.int64)
-        mask = (piece < pieces)[:, None] & (m < num_real)[None, :]
-        stats = stat_space + slot[:, None] * (2 * BLOCK_M) + m[None, :]
-        piece_max = tl.load(stats, mask=mask, other=float("-inf"), cache_modifier=".cg")
-        piece_sum = tl.load(stats + BLOCK_M, mask=mask, other=0.0, cache_modifier=".cg")
-        at = acc_space + (slot[:, None] * BLOCK_M + m[None, :])[:, :, None] * BLOCK_D + dims[None, None, :]
-        piece_acc = tl.load(at, mask=mask[:, :, None], other=0.0, cache_modifier=".cg")
-        new_max = tl.maximum(maximum, tl.max(piece_max, 0))
-        safe = tl.where(new_max == float("-inf"), 0.0, new_max)
-        weight = tl.exp2(piece_max - safe[None, :])
-        factor = tl.exp2(maximum - safe)
-        total = total * factor + tl.sum(weight * piece_sum, 0)
-        acc = acc * factor[:, None] + tl.sum(weight[:, :, None] * piece_acc, 0)
-        maximum = new_max
+    for start in tl.range(0, pieces, UNROLL):
+        for i in tl.static_range(UNROLL):
+            piece = start + i
+            slot = piece_slot(piece, first_unit, share, FIXED).to(tl.int64)
+            mask = (piece < pieces) & (m < num_real)
+            stats = stat_space + slot * (2 * BLOCK_M) + m
+            piece_max = tl.load(stats, mask=mask, other=float("-inf"), cache_modifier=".cg")
+            piece_sum = tl.load(stats + BLOCK_M, mask=mask, other=0.0, cache_modifier=".cg")
+            at = acc_space + (slot * BLOCK_M + m)[:, None] * BLOCK_D + dims[None, :]
+            piece_acc = tl.load(at, mask=mask[:, None], other=0.0, cache_modifier=".cg")
+            new_max = tl.maximum(maximum, piece_max)
+            safe = tl.where(new_max == float("-inf"), 0.0, new_max)
+            weight = tl.exp2(piece_max - safe)
+            factor = tl.exp2(maximum - safe)
+            total = total * factor + weight * piece_sum
+            acc = acc * factor[:, None] + weight[:, None] * piece_acc
+            maximum = new_max
     return maximum, total, acc
 
 
@@ -160,11 +164,13 @@ def decode_kernel(
     q, k_cache, v_cache, out, lse, block_table, seq_lens, query_start_loc, plan, acc_space, stat_space, arrivals,
     k_scale, v_scale, alibi_slopes, scale_log2, softcap, stride_q, stride_out, stride_page, stride_head, stride_table,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    MERGE_M: tl.constexpr, CHUNK: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
+    MERGE_M: tl.constexpr, UNROLL: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
     MAX_QUERY: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, FP8: tl.constexpr,
-    LSE: tl.constexpr, FIXED: tl.constexpr, STAGES: tl.constexpr,
+    LSE: tl.constexpr, FIXED: tl.constexpr, STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: its share of the line of tiles, as segments that each belong to one (row, kv head)."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
     here = plan + tl.program_id(0) * 4
     row = tl.load(here)
     offset = tl.load(here + 1)
@@ -172,6 +178,8 @@ def decode_kernel(
     share = tl.load(here + 3)
     unit = tl.program_id(0) * share
     end = unit + count
+    if PDL:  # the plan is older than the kernel before this one; queries, keys and the workspace are not
+        tl.extra.cuda.gdc_wait()
     m = tl.arange(0, BLOCK_M)
     dims = tl.arange(0, BLOCK_D)
     while unit < end:
@@ -234,7 +242,7 @@ def decode_kernel(
                 if arrived == pieces - 1:
                     maximum2, total2, acc2 = merge_pieces(
                         acc_space, stat_space, first_unit, share, pieces, num_real,
-                        BLOCK_M, BLOCK_D, MERGE_M, CHUNK, FIXED,
+                        BLOCK_M, BLOCK_D, MERGE_M, UNROLL, FIXED,
                     )  # fmt: skip
                     store_rows(
                         out, lse, maximum2, total2, acc2, out_scale, token0, head, num_real, stride_out,
@@ -265,7 +273,7 @@ class PagedDecode:
             (rounded up to tiles), so that a row's result is bitwise the same in any batch; workspace then
             grows with `max_keys`, the most keys of a step, over all rows.
         num_programs: programs that share the work; a few for each multiprocessor.
-        tile, num_warps, num_stages, min_share: tuning; num_stages 0 is `launch.pipeline_stages()`.
+        tile, num_warps, num_stages, min_share, maxnreg: tuning; num_stages 0 is `launch.pipeline_stages()`.
     """
 
     def __init__(
@@ -287,6 +295,7 @@ class PagedDecode:
         num_warps: int = 4,
         num_stages: int = 0,
         min_share: int = 1,
+        maxnreg: int | None = None,
     ):
         unit = max(1, -(-fixed_split // tile))
         self._rows, self._programs, self._softcap = max_rows, num_programs, softcap
@@ -294,12 +303,12 @@ class PagedDecode:
         merge_m = triton.next_power_of_2(group * max_query_len)
         shared = {"HEADS": num_kv_heads, "MAX_QUERY": max_query_len, "WINDOW": window, "TILE": tile, "UNIT": unit}
         self._planning = shared | {"MIN_SHARE": min_share}
-        chunk = max(1, min(16, _MERGE_ELEMENTS // (merge_m * block_d)))
+        unroll = max(1, min(8, _MERGE_ELEMENTS // (merge_m * block_d)))
         self._options = shared | {
             "GROUP": group, "HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_M": block_m, "MERGE_M": merge_m,
-            "CHUNK": chunk, "PAGE": page_size, "SOFTCAP": softcap > 0, "FIXED": fixed_split > 0,
+            "UNROLL": unroll, "PAGE": page_size, "SOFTCAP": softcap > 0, "FIXED": fixed_split > 0,
             "STAGES": num_stages or pipeline_stages(), "num_warps": num_warps,
-        }  # fmt: skip
+        } | ({"maxnreg": maxnreg} if maxnreg else {})  # fmt: skip
         slots = 2 * num_programs
         if fixed_split:
             slots = num_kv_heads * (-(-max_keys // (unit * tile)) + max_rows * (2 if window else 1))
@@ -335,6 +344,7 @@ class PagedDecode:
         k_scale: torch.Tensor | None = None,
         v_scale: torch.Tensor | None = None,
         alibi_slopes: torch.Tensor | None = None,
+        pdl: bool = False,
     ) -> None:
         """Attend with the lengths that were planned.
 
@@ -347,6 +357,8 @@ class PagedDecode:
             lse: float32 [T, heads], if given: natural logarithm of the sum of exponentials of the scores. With a
                 float32 `out`, results over disjoint keys merge exactly from (out, lse).
             alibi_slopes: float32 [heads].
+            pdl: start before the kernel before it ends (programmatic dependent launch, sm_90). That kernel must not
+                be `plan`'s.
         """
         fp8 = k_cache.dtype == torch.float8_e4m3fn
         decode_kernel[(self._programs,)](
@@ -354,5 +366,6 @@ class PagedDecode:
             self.plan_buffer, self._acc, self._stats, self._arrivals,
             k_scale, v_scale, alibi_slopes, scale * 1.4426950408889634, self._softcap,
             q.stride(0), out.stride(0), k_cache.stride(0), k_cache.stride(1), block_table.stride(0),
-            ALIBI=alibi_slopes is not None, FP8=fp8, LSE=lse is not None, **self._options,
+            ALIBI=alibi_slopes is not None, FP8=fp8, LSE=lse is not None, PDL=pdl, **self._options,
+            **pdl_options(pdl),
         )  # fmt: skip

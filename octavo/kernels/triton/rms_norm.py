@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.triton.launch import row_warps
+from octavo.kernels.triton.launch import pdl_options, row_warps
 from octavo.kernels.triton.quantize import quantize_row
 
 
@@ -85,5 +85,5 @@ def _launch(
     rms_norm_kernel[(tokens,)](
         x, residual, weight, out, scales, size, eps, x.stride(0),
         ADD=residual is not None, FP8=scales is not None, BLOCK=block, PDL=pdl,
-        num_warps=row_warps(block), **({"launch_pdl": True} if pdl else {}),
+        num_warps=row_warps(block), **pdl_options(pdl),
     )  # fmt: skip

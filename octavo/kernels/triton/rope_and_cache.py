@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from octavo.kernels.triton.launch import pdl_options
 from octavo.kernels.triton.quantize import E4M3_MAX
 
 
@@ -111,6 +112,6 @@ def rope_and_cache(
             qkv.stride(0), k_cache.stride(0), k_cache.stride(1),
             HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=triton.next_power_of_2(head_dim // 2),
             PAGE=k_cache.shape[2], NORM=q_norm is not None, FP8=k_cache.dtype == torch.float8_e4m3fn, BLOCK=block,
-            PDL=pdl, num_warps=2, **({"launch_pdl": True} if pdl else {}),
+            PDL=pdl, num_warps=2, **pdl_options(pdl),
         )  # fmt: skip
     return q

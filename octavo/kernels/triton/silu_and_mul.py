@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.triton.launch import row_warps
+from octavo.kernels.triton.launch import pdl_options, row_warps
 from octavo.kernels.triton.quantize import quantize_row
 
 
@@ -37,7 +37,7 @@ def silu_and_mul(x: torch.Tensor, *, pdl: bool = False) -> torch.Tensor:
         block = min(1024, triton.next_power_of_2(size))
         silu_and_mul_kernel[(tokens, triton.cdiv(size, block))](
             x, out, None, size, x.stride(0), FP8=False, BLOCK=block, PDL=pdl,
-            num_warps=row_warps(2 * block), **({"launch_pdl": True} if pdl else {}),
+            num_warps=row_warps(2 * block), **pdl_options(pdl),
         )  # fmt: skip
     return out
 
@@ -51,6 +51,6 @@ def silu_and_mul_fp8(x: torch.Tensor, *, pdl: bool = False) -> tuple[torch.Tenso
         block = triton.next_power_of_2(size)
         silu_and_mul_kernel[(tokens, 1)](
             x, out, scales, size, x.stride(0), FP8=True, BLOCK=block, PDL=pdl,
-            num_warps=row_warps(block), **({"launch_pdl": True} if pdl else {}),
+            num_warps=row_warps(block), **pdl_options(pdl),
         )  # fmt: skip
     return out, scales
