@@ -1,0 +1,465 @@
+"""`AsyncLLM`: a model in a process of its own, for many requests at a time from one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from octavo.config import EngineConfig
+from octavo.engine.client import ClientFactory, EngineClient, ProcessClient
+from octavo.engine.info import EngineInfo
+from octavo.engine.phases import Progress
+from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, OverloadedError, RequestFailedError
+from octavo.frontend.chat_template import user_strings
+from octavo.frontend.load import Frontend, load_frontend
+from octavo.frontend.sample import OpenRequest, Update
+from octavo.request import EngineRequest, EngineStats, RequestOutput, SamplingParams, StepOutputs
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+State = Literal["new", "loading", "ready", "hung", "dead", "closed"]
+T = TypeVar("T")
+
+HUNG_SECONDS = 30.0
+_LONG_PROMPT = 4096  # characters; what is longer is tokenized off the event loop
+
+
+class UpdateStream:
+    """Updates of one or several requests that end together, for one reader.
+
+    Attributes:
+        requests: what was submitted, in order; `handles` of theirs that are open.
+        opened: what came of them so far, in the same order.
+        pending: updates that were not read. More than `max_pending` end the requests with an error.
+        error: why the requests were lost, if they were.
+    """
+
+    __slots__ = ("_llm", "_quiet", "_waiter", "error", "handles", "max_pending", "opened", "pending", "requests")
+
+    def __init__(self, llm: AsyncLLM, requests: Sequence[EngineRequest], max_pending: int):
+        self._llm = llm
+        self._waiter: asyncio.Future[None] | None = None
+        self._quiet = False
+        self.max_pending = max_pending
+        self.requests = requests
+        self.opened: list[OpenRequest] = []
+        self.handles = {request.handle for request in requests}
+        self.pending: list[Update] = []
+        self.error: OctavoError | None = None
+
+    async def next(self) -> list[Update]:
+        """All updates since the last call, waiting for the first; empty when all requests have ended.
+
+        Raises:
+            OctavoError: the requests were lost: the engine refused or dropped them, or died.
+        """
+        while not self.pending:
+            if self.error is not None:
+                raise self.error.with_traceback(None)
+            if not self.handles:
+                return []
+            await self._wait()
+        taken, self.pending = self.pending, []
+        return taken
+
+    async def finish(self) -> None:
+        """Wait until all requests have ended; what came of them is in `opened`. Raises as `next`."""
+        self._quiet = True
+        while self.handles:
+            await self._wait()
+        if self.error is not None:
+            raise self.error.with_traceback(None)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def push(self, update: Update) -> None:
+        """Add an update and wake the reader."""
+        if update.finished:
+            self.handles.discard(update.handle)
+        if self._quiet:
+            if not self.handles:
+                self.wake()
+            return
+        self.pending.append(update)
+        if len(self.pending) > self.max_pending:
+            self.fail(RequestFailedError("The answer was not read as fast as it came.", fix="Read faster."))
+        self.wake()
+
+    def wake(self) -> None:
+        """Let the reader look again."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def fail(self, error: OctavoError) -> None:
+        """End all of it with an error, which the reader gets after what is pending."""
+        if self.error is None:
+            self.error = error
+        self._llm.forget(self)
+        self.wake()
+
+    def close(self) -> None:
+        """Abort what is still open. The reader, if one waits, gets no more."""
+        self._llm.forget(self)
+        self.wake()
+
+
+class AsyncLLM:
+    """A model in its own process, asked from one event loop.
+
+    >>> async with AsyncLLM("SmolLM2-135M-Instruct") as llm:
+    ...     async for output in llm.generate("The capital of France is", SamplingParams(max_tokens=8)):
+    ...         print(output.outputs[0].text)
+
+    `await AsyncLLM.start(...)` does the same without the block; `close` then frees the engine.
+
+    Args:
+        model: folder, .gguf file, catalogue name or Hugging Face repository.
+        progress: called with (phase, fraction) while it loads.
+        **options: any field of `octavo.config.EngineConfig`'s groups, as `max_num_seqs=64`.
+    """
+
+    def __init__(self, model: str = "SmolLM2-135M-Instruct", *, progress: Progress | None = None, **options: Any):
+        self._setup(EngineConfig.of(model=model, **options), ProcessClient, progress, 20)
+
+    @classmethod
+    def of_config(
+        cls,
+        config: EngineConfig,
+        *,
+        client: ClientFactory = ProcessClient,
+        progress: Progress | None = None,
+        max_logprobs: int = 20,
+    ) -> AsyncLLM:
+        """From a config that is built already; `client` makes the way to the engine."""
+        self = cls.__new__(cls)
+        self._setup(config, client, progress, max_logprobs)
+        return self
+
+    @classmethod
+    async def start(
+        cls, model: str = "SmolLM2-135M-Instruct", *, progress: Progress | None = None, **options: Any
+    ) -> AsyncLLM:
+        """Load a model. Arguments as of the class.
+
+        Raises:
+            OctavoError: the model cannot be found, read, or served with these options.
+        """
+        self = cls(model, progress=progress, **options)
+        await self.load()
+        return self
+
+    def _setup(self, config: EngineConfig, client: ClientFactory, progress: Progress | None, max_logprobs: int) -> None:
+        self.config = config
+        self.stats = EngineStats()
+        self.loading: tuple[str, float] = ("start the engine's process", 0.0)
+        self.on_end: Callable[[Update], None] = lambda update: None
+        self._client: EngineClient = client(config)
+        self._progress = progress
+        self._max_logprobs = max_logprobs
+        self._max_queued = config.scheduler.max_num_queued_reqs
+        self._info: EngineInfo | None = None
+        self._frontend: Frontend | None = None
+        self._handles = itertools.count(1)
+        self._streams: dict[int, UpdateStream] = {}
+        self._waiting: set[int] = set()  # handles that the engine has not begun with
+        self._handle_of: dict[str, int] = {}
+        self._busy_since = 0.0
+        self._state: State = "new"
+        self.error: OctavoError | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def load(self) -> EngineInfo:
+        """Start the engine and wait for its model; errors as of `start`."""
+        self._state = "loading"
+        try:
+            info = await self._client.start(self, self._on_progress)
+            self.loading = ("load the tokenizer", 0.0)
+            self._frontend = await asyncio.to_thread(load_frontend, self.config, info, max_logprobs=self._max_logprobs)
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, OctavoError):
+                self.error, self._state = error, "dead"
+            raise
+        if self.error is not None:  # the engine died while the tokenizer was loaded
+            raise self.error
+        self._info = info
+        self._state = "ready"
+        return info
+
+    def _on_progress(self, phase: str, fraction: float) -> None:
+        self.loading = (phase, fraction)
+        if self._progress is not None:
+            self._progress(phase, fraction)
+
+    async def close(self) -> None:
+        """End every open request with an error, and the engine; free everything. May be called again."""
+        if self._state != "dead":
+            self._state = "closed"
+        self.fail_open(EngineDeadError("The engine was closed."))
+        await self._client.close()
+
+    async def __aenter__(self) -> AsyncLLM:
+        await self.load()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def state(self) -> State:
+        """How things stand. "hung": there is work, and nothing has come of it for 30 seconds."""
+        if self._state == "ready" and self._streams:
+            last = max(self._client.progress_time, self._busy_since)
+            if time.monotonic() - last > HUNG_SECONDS:
+                return "hung"
+        return self._state
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded. Raises EngineDeadError before it is."""
+        if self._info is None:
+            raise self._unavailable()
+        return self._info
+
+    @property
+    def frontend(self) -> Frontend:
+        """Tokenizer, request maker, output processor. Raises EngineDeadError before the model is loaded."""
+        if self._frontend is None:
+            raise self._unavailable()
+        return self._frontend
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams)
+
+    def _unavailable(self) -> OctavoError:
+        if isinstance(self.error, EngineDeadError):
+            return EngineDeadError(self.error.message, fix=self.error.fix)
+        return EngineDeadError("The engine is not running.", fix="Start it first, or again.")
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncIterator[RequestOutput]:
+        """Complete a prompt; yields the output so far whenever it has grown. Leaving the loop aborts the request.
+
+        Args:
+            prompt: text or token ids.
+            params: default `SamplingParams()`.
+            request_id: for `abort`; one is made up if None.
+            priority: lower first, under `scheduling_policy="priority"`.
+            cache_salt: requests with different salts share no cached pages.
+
+        Raises:
+            InvalidRequestError: the prompt or a parameter is bad.
+            OverloadedError: too many requests wait.
+            EngineDeadError: the engine ended.
+        """
+        request = await self.completion_request(
+            prompt, params or SamplingParams(), request_id=request_id, priority=priority, cache_salt=cache_salt
+        )
+        async for output in self._outputs(request, prompt if isinstance(prompt, str) else None):
+            yield output
+
+    async def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        **template_options: Any,
+    ) -> AsyncIterator[RequestOutput]:
+        """Answer a conversation through the model's chat template; the rest is as in `generate`.
+
+        Args:
+            messages: dicts with `role` and `content`.
+            params: default `SamplingParams(max_tokens=None)`: an answer may use the whole context.
+            **template_options: `tools`, `add_generation_prompt`, `continue_final_message`, `chat_template_kwargs`.
+        """
+        request = await self.chat_request(
+            messages,
+            params or SamplingParams(max_tokens=None),
+            request_id=request_id,
+            priority=priority,
+            cache_salt=cache_salt,
+            **template_options,
+        )
+        async for output in self._outputs(request, None):
+            yield output
+
+    def abort(self, request_id: str) -> bool:
+        """End a request; its iterator ends with what there is. False if there is none of that name."""
+        stream = self._streams.get(self._handle_of.get(request_id, 0))
+        if stream is None:
+            return False
+        stream.close()
+        return True
+
+    async def completion_request(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, **options: Any
+    ) -> EngineRequest:
+        """A request that `submit` takes; `options` and errors as of `InputProcessor.completion`."""
+        handle = next(self._handles)
+        inputs = self.frontend.inputs
+
+        def make() -> EngineRequest:
+            return inputs.completion(prompt, params, request_id=request_id or new_id(), handle=handle, **options)
+
+        return await _off_loop(make, len(prompt))
+
+    async def chat_request(
+        self, messages: Messages, params: SamplingParams, *, request_id: str | None = None, **options: Any
+    ) -> EngineRequest:
+        """A request that `submit` takes; `options` and errors as of `InputProcessor.chat`."""
+        handle = next(self._handles)
+        inputs = self.frontend.inputs
+
+        def make() -> EngineRequest:
+            return inputs.chat(messages, params, request_id=request_id or new_id(), handle=handle, **options)
+
+        return await _off_loop(make, sum(map(len, user_strings(messages))))
+
+    def submit(
+        self,
+        requests: Sequence[EngineRequest],
+        prompts: Sequence[str | None] = (),
+        *,
+        max_pending: int = sys.maxsize,
+    ) -> UpdateStream:
+        """Send requests to the engine; what comes of them is read from one stream, which must be closed.
+
+        Args:
+            prompts: their texts, for the results.
+            max_pending: updates that may wait for the reader; beyond it the requests fail.
+
+        Raises:
+            OverloadedError: too many requests wait; none was sent.
+            EngineDeadError: there is no engine.
+            InvalidRequestError: a request id is in use.
+        """
+        if self._state != "ready":
+            raise self._unavailable()
+        if len(self._waiting) + len(requests) > max(self._max_queued, 1):
+            raise OverloadedError(
+                f"{len(self._waiting)} requests wait already.",
+                retry_after=self._retry_after(),
+                fix="Try again later.",
+            )
+        names = {request.request_id for request in requests}
+        if len(names) < len(requests) or not names.isdisjoint(self._handle_of):
+            raise InvalidRequestError("A request of that id is open.", fix="Choose another one.", param="request_id")
+        stream = UpdateStream(self, requests, max_pending)
+        if not self._streams:
+            self._busy_since = time.monotonic()
+        for request, prompt in itertools.zip_longest(requests, prompts[: len(requests)]):
+            self._client.add(request)
+            stream.opened.append(self.frontend.outputs.add(request, prompt))
+            self._streams[request.handle] = stream
+            self._handle_of[request.request_id] = request.handle
+            self._waiting.add(request.handle)
+        return stream
+
+    def forget(self, stream: UpdateStream) -> None:
+        """Abort what is open of a stream, here and in the engine."""
+        for request in stream.requests:
+            if request.handle in stream.handles:
+                for update in self.frontend.outputs.abort(request.handle):
+                    self.on_end(update)
+                self._client.abort(request.handle)
+                self._drop(request.handle, request.request_id)
+        stream.handles.clear()
+
+    def fail_open(self, error: OctavoError) -> None:
+        """End every open request with an error."""
+        for stream in set(self._streams.values()):
+            stream.fail(error)
+
+    async def _outputs(self, request: EngineRequest, prompt: str | None) -> AsyncIterator[RequestOutput]:
+        stream = self.submit([request], [prompt])
+        try:
+            while updates := await stream.next():
+                yield updates[-1].result()
+        finally:
+            stream.close()
+
+    def _drop(self, handle: int, request_id: str) -> None:
+        self._streams.pop(handle, None)
+        self._waiting.discard(handle)
+        self._handle_of.pop(request_id, None)
+
+    def _retry_after(self) -> float:
+        """Seconds until the queue may have room: each step that is under way can admit a few."""
+        rate = max(1.0, self.stats.num_running / 10)
+        return min(30.0, max(1.0, len(self._waiting) / rate / 10))
+
+    # -- what the engine says ------------------------------------------------------------------------------------
+
+    def on_outputs(self, step: StepOutputs) -> None:
+        """One step of the engine: to text, and to whom it belongs."""
+        for started in step.started:
+            self._waiting.discard(started.handle)
+        processed = self.frontend.outputs.process(step)
+        streams = self._streams
+        for update in processed.updates:
+            stream = streams.get(update.handle)
+            if stream is None:
+                continue
+            if update.finish_reason is not None:
+                self.on_end(update)
+                if update.finished:
+                    self._drop(update.handle, update.request.request_id)
+            stream.push(update)
+        for handle, index in processed.aborts:
+            self._client.abort(handle, index)
+        if processed.stats is not None:
+            self.stats = processed.stats
+
+    def on_stats(self, stats: EngineStats) -> None:
+        """The engine's figures, when it rests or has worked for a second."""
+        self.stats = stats
+
+    def on_request_failed(self, handle: int, error: OctavoError) -> None:
+        """The engine did not take a request."""
+        stream = self._streams.get(handle)
+        if stream is not None:
+            stream.fail(error)
+
+    def on_dead(self, error: OctavoError) -> None:
+        """The engine ended: so does every open request."""
+        self.error, self._state = error, "dead"
+        self.fail_open(error)
+
+
+def new_id() -> str:
+    """A request id that nobody else has."""
+    return uuid.uuid4().hex
+
+
+async def _off_loop(make: Callable[[], T], size: int) -> T:
+    """Short work at once, long work in a thread."""
+    return make() if size <= _LONG_PROMPT else await asyncio.to_thread(make)

@@ -1,0 +1,313 @@
+"""The engine as its front end sees it, and `ProcessClient`, for an engine in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+import zmq
+
+from octavo.config import EngineConfig
+from octavo.engine import messages
+from octavo.engine.info import EngineInfo
+from octavo.engine.messages import (
+    Abort,
+    AddRequest,
+    EngineFailed,
+    Heartbeat,
+    Launch,
+    Outputs,
+    Ready,
+    RequestFailed,
+    Shutdown,
+    StartupFailed,
+    StartupProgress,
+)
+from octavo.engine.phases import Progress
+from octavo.errors import EngineDeadError, OctavoError
+from octavo.request import EngineRequest, EngineStats, StepOutputs
+
+_LAST_WORDS_SECONDS = 0.3  # after the process ended, its last messages may still be on their way
+_CLOSE_SECONDS = 5.0
+_MESSAGES_A_TURN = 64  # then the event loop gets its turn
+
+
+class EngineListener(Protocol):
+    """Who is told what the engine says; called on the event loop, and must not block."""
+
+    def on_outputs(self, step: StepOutputs) -> None: ...
+    def on_stats(self, stats: EngineStats) -> None: ...
+    def on_request_failed(self, handle: int, error: OctavoError) -> None: ...
+    def on_dead(self, error: OctavoError) -> None:
+        """Told once, if the engine ends without having been asked to."""
+
+
+class EngineClient(Protocol):
+    """An engine behind a border. All methods are called on the event loop."""
+
+    async def start(self, listener: EngineListener, progress: Progress | None = None) -> EngineInfo:
+        """Load the model. Raises what the engine's constructor raises, or EngineDeadError."""
+
+    def add(self, request: EngineRequest) -> None:
+        """Send a request. Raises EngineDeadError."""
+
+    def abort(self, handle: int, index: int | None = None) -> None:
+        """End a request, or one sample of it."""
+
+    @property
+    def progress_time(self) -> float:
+        """`time.monotonic()` of the last sign that the engine gets on with its work."""
+
+    async def close(self) -> None:
+        """End the engine and free everything. May be called again, and before `start` has returned."""
+
+
+class ProcessClient:
+    """Runs an engine as a child process, over a UNIX socket in a folder that only this user can enter.
+
+    Args:
+        module: what `python -m` runs; it must call `octavo.engine.process.main`.
+        arguments: of its command line.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, module: str = "octavo.engine.process", arguments: Sequence[str] = ()
+    ) -> None:
+        self._config = config
+        self._command = [sys.executable, "-m", module, *arguments]
+        self._folder: Path | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._alive_fd = -1  # the read end of a pipe whose other end only the child holds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listener: EngineListener | None = None
+        self._progress: Progress | None = None
+        self._ready: asyncio.Future[EngineInfo] | None = None
+        self._gone: asyncio.Event = asyncio.Event()
+        self._error: OctavoError | None = None
+        self._closing = False
+        self._started = False
+        self._progress_time = time.monotonic()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, while there is one."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def progress_time(self) -> float:
+        return self._progress_time
+
+    async def start(self, listener: EngineListener, progress: Progress | None = None) -> EngineInfo:
+        """Start the child and wait until its model is loaded.
+
+        Raises:
+            OctavoError: as raised in the child: of the same class, with the same words.
+            EngineDeadError: the child ended without a word.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._listener, self._progress = listener, progress
+        self._ready = self._loop.create_future()
+        self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # mode 0700
+        endpoint = f"ipc://{self._folder}/engine"
+        self._open_socket(endpoint)
+        self._spawn(endpoint)
+        try:
+            info = await self._ready
+        except BaseException:
+            await self.close()
+            raise
+        self._started = True
+        self._progress_time = time.monotonic()
+        return info
+
+    def _open_socket(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
+        self._socket = socket
+        socket.set(zmq.SNDHWM, 0)
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.LINGER, 0)
+        socket.bind(endpoint)
+        self._on_loop.add_reader(socket.fileno(), self._receive)
+
+    def _spawn(self, endpoint: str) -> None:
+        """Start the child. Its stdin stays open as long as this process lives; the pipe ends with the child."""
+        self._alive_fd, theirs = os.pipe()
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self._command, stdin=subprocess.PIPE, pass_fds=(theirs,), close_fds=True
+            )
+        finally:
+            os.close(theirs)
+        self._process = process
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        launch = Launch(endpoint, os.getpid(), in_main_thread, self._config)
+        self._on_loop.add_reader(self._alive_fd, self._on_end)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(msgspec.json.encode(launch) + b"\n")
+                process.stdin.flush()
+
+    @property
+    def _on_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise RuntimeError("the engine has not been started")
+        return self._loop
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def add(self, request: EngineRequest) -> None:
+        """Send a request; its answers go to the listener. Raises EngineDeadError."""
+        self._send(AddRequest(request))
+
+    def abort(self, handle: int, index: int | None = None) -> None:
+        """End a request or one of its samples. An engine that is gone has ended it already."""
+        with contextlib.suppress(EngineDeadError):
+            self._send(Abort(handle, index))
+
+    def _send(self, message: messages.ToEngine) -> None:
+        if self._socket is None or self._gone.is_set() or self._error is not None:
+            raise self._death("The engine has ended.")
+        try:
+            self._socket.send(messages.encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            raise self._death("The engine's process cannot be reached.") from None
+        self._on_loop.call_soon(self._receive)  # sending may have used up the descriptor's edge
+
+    def _receive(self) -> None:
+        """Take what is there. The descriptor tells of edges only, so it is read until there is nothing left."""
+        for _ in range(_MESSAGES_A_TURN):
+            if self._socket is None:
+                return
+            try:
+                data = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(messages.decode_from_engine(data))
+        self._on_loop.call_soon(self._receive)
+
+    def _take(self, message: messages.FromEngine) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        if isinstance(message, Outputs):
+            self._progress_time = time.monotonic()
+            listener.on_outputs(message.step)
+        elif isinstance(message, Heartbeat):
+            self._progress_time = max(self._progress_time, message.progress_time)
+            listener.on_stats(message.stats)
+        elif isinstance(message, RequestFailed):
+            listener.on_request_failed(message.handle, message.failure.error())
+        elif isinstance(message, StartupProgress):
+            if self._progress is not None:
+                self._progress(message.phase, message.fraction)
+        elif isinstance(message, Ready):
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_result(message.info)
+        elif isinstance(message, StartupFailed):
+            self._fail(_with_trace(message.failure.error(), message.trace))
+        elif isinstance(message, EngineFailed):
+            self._fail(_with_trace(self._death(f"The engine failed: {message.failure.message}"), message.trace))
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _on_end(self) -> None:
+        """The child is gone. Its last words may say why."""
+        self._on_loop.remove_reader(self._alive_fd)
+        self._receive()
+        if self._error is not None or self._closing or self._started:
+            self._finish()
+        else:
+            self._on_loop.call_later(_LAST_WORDS_SECONDS, self._finish)
+
+    def _finish(self) -> None:
+        self._receive()
+        self._gone.set()
+        if not self._closing:
+            self._fail(self._death(f"The engine's process ended unexpectedly ({self._exit_status()})."))
+
+    def _exit_status(self) -> str:
+        if self._process is None:
+            return "never started"
+        try:
+            status = self._process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            return "still ending"
+        return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def _death(self, message: str) -> EngineDeadError:
+        if isinstance(self._error, EngineDeadError):
+            return EngineDeadError(self._error.message, fix=self._error.fix)
+        return EngineDeadError(message, fix="Start it again; its last lines on stderr, or the system's log, say more.")
+
+    def _fail(self, error: OctavoError) -> None:
+        """Tell whoever waits, once."""
+        if self._error is not None or self._closing:
+            return
+        self._error = error
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(error)
+        elif self._started and self._listener is not None:
+            self._listener.on_dead(error)
+
+    async def close(self) -> None:
+        """Ask the child to end, then make it; remove the socket's folder."""
+        if not self._closing and self._process is not None and not self._gone.is_set():
+            with contextlib.suppress(EngineDeadError):
+                self._send(Shutdown())
+        self._closing = True
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(EngineDeadError("The engine was closed while it started."))
+            self._ready.exception()  # nobody may be waiting any more
+        if self._process is not None and not self._gone.is_set():
+            grace = _CLOSE_SECONDS if self._started else 0.0  # one that still loads would not read its inbox
+            try:
+                await asyncio.wait_for(self._gone.wait(), grace)
+            except TimeoutError:
+                self._process.kill()
+                await self._gone.wait()
+        self._free()
+
+    def _free(self) -> None:
+        if self._process is not None:
+            if self._process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+        if self._alive_fd >= 0:
+            self._on_loop.remove_reader(self._alive_fd)
+            os.close(self._alive_fd)
+            self._alive_fd = -1
+        if self._socket is not None and self._context is not None:
+            self._on_loop.remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._context.term()
+            self._socket = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _with_trace(error: OctavoError, trace: str) -> OctavoError:
+    """The child's traceback goes along as a note, which `-v` shows."""
+    if trace:
+        error.add_note(trace)
+    return error
+
+
+ClientFactory = Callable[[EngineConfig], EngineClient]

@@ -1,0 +1,209 @@
+"""The ASGI application: who may come in, which route it is, and every way of failing turned into one JSON reply."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from octavo import __version__
+from octavo.async_llm import AsyncLLM
+from octavo.config import ServerOptions
+from octavo.errors import EngineDeadError, ModelNotFoundError, OctavoError, OverloadedError
+from octavo.server.generation import Generation
+from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
+from octavo.server.metrics import Metrics
+
+logger = logging.getLogger("octavo.server")
+
+PUBLIC = frozenset({"/live", "/ready", "/health", "/version"})  # reached without a key
+_METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_MODEL_PREFIX = "/v1/models/"
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+class App:
+    """An ASGI application over one `AsyncLLM`.
+
+    Attributes:
+        draining: no new work is taken; what is open may finish.
+    """
+
+    def __init__(self, llm: AsyncLLM, options: ServerOptions):
+        self.llm = llm
+        self.options = options
+        self.draining = False
+        self.metrics = Metrics()
+        llm.on_end = self.metrics.ended
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_key]
+        self._generation: Generation | None = None
+        self._created = int(time.time())
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/live": ("GET", self._live),
+            "/ready": ("GET", self._ready),
+            "/health": ("GET", self._ready),
+            "/version": ("GET", self._version),
+            "/metrics": ("GET", self._metrics_page),
+            "/v1/models": ("GET", self._models),
+            "/v1/completions": ("POST", self._completions),
+            "/v1/chat/completions": ("POST", self._chat),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise RuntimeError(f"Octavo serves HTTP, not {scope['type']}")
+        exchange = Exchange(scope, receive, send)
+        try:
+            self._authenticate(exchange)
+            await self._handler(exchange)(exchange)
+        except ClientGoneError:
+            exchange.status = exchange.status or 499
+        except OctavoError as error:
+            await self._refuse(exchange, error)
+        except Exception as error:
+            logger.exception("request %s failed", exchange.request_id)
+            if exchange.status:
+                raise  # the reply has begun: the server closes the connection
+            await self._refuse(exchange, shown(error))
+        finally:
+            self.metrics.replied(_route_name(exchange.path), exchange.status)
+
+    async def _refuse(self, exchange: Exchange, error: OctavoError) -> None:
+        if isinstance(error, OverloadedError):
+            self.metrics.rejected += 1
+        await exchange.error(error)
+
+    def _authenticate(self, exchange: Exchange) -> None:
+        """Compare with every key, in constant time; only exact public paths need none."""
+        if not self._keys or exchange.path in PUBLIC:
+            return
+        scheme, _, given = exchange.headers.get(b"authorization", b"").partition(b" ")
+        digest = hashlib.sha256(given.strip()).digest()
+        matches = [hmac.compare_digest(digest, key) for key in self._keys]
+        if scheme.lower() != b"bearer" or not any(matches):
+            raise HttpError(
+                401, "invalid_api_key", "The API key is missing or wrong.", fix="Send Authorization: Bearer KEY."
+            )
+
+    def _handler(self, exchange: Exchange) -> Handler:
+        path = exchange.path
+        if path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
+            route: tuple[str, Handler] | None = ("GET", self._model)
+        else:
+            route = self._routes.get(path)
+        if route is None:
+            raise HttpError(404, "unknown_route", f"There is no {path[:200]!r} here.", fix="See the documentation.")
+        method, handler = route
+        if exchange.method != method and (exchange.method, method) != ("HEAD", "GET"):
+            message = f"{path[:200]} takes {method}, not {exchange.method[:20]}."
+            raise HttpError(405, "method_not_allowed", message, fix=f"Use {method}.", allow=method)
+        return handler
+
+    # -- how it stands -------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> str:
+        """ready, loading, draining, hung, dead or closed."""
+        state = self.llm.state
+        return "draining" if self.draining and state in ("ready", "hung") else state
+
+    async def _live(self, exchange: Exchange) -> None:
+        alive = self.llm.state != "dead"
+        await exchange.json(200 if alive else 503, {"status": "alive" if alive else "dead"})
+
+    async def _ready(self, exchange: Exchange) -> None:
+        status = self.status
+        content: dict[str, Any] = {"status": status}
+        if status == "loading":
+            content["phase"], content["fraction"] = self.llm.loading
+        elif status == "dead" and self.llm.error is not None:
+            content["message"] = self.llm.error.message
+        await exchange.json(200 if status == "ready" else 503, content)
+
+    async def _version(self, exchange: Exchange) -> None:
+        await exchange.json(200, {"version": __version__})
+
+    async def _metrics_page(self, exchange: Exchange) -> None:
+        ready = self.status == "ready"
+        text = self.metrics.text(self.names[0], self.llm.stats, ready=ready, num_open=self.llm.num_open)
+        await exchange.reply(200, text.encode(), _METRICS_TYPE)
+
+    # -- models --------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may call the model."""
+        if self.options.served_model_name:
+            return self.options.served_model_name
+        asked = self.llm.config.model.model
+        loaded = self.llm.state not in ("new", "loading", "dead", "closed")
+        return tuple(dict.fromkeys((asked, self.llm.info.model))) if loaded else (asked,)
+
+    def _card(self, name: str) -> dict[str, Any]:
+        info = self.llm.info
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "octavo",
+            "root": info.model,
+            "parent": None,
+            "max_model_len": info.max_model_len,
+            "vocab_size": info.vocab_size,
+        }
+
+    async def _models(self, exchange: Exchange) -> None:
+        self._generator()
+        await exchange.json(200, {"object": "list", "data": [self._card(name) for name in self.names]})
+
+    async def _model(self, exchange: Exchange) -> None:
+        self._generator()
+        name = exchange.path[len(_MODEL_PREFIX) :]
+        if name not in self.names:
+            raise ModelNotFoundError(
+                f"The model {name[:200]!r} is not served here.",
+                fix=f"Served are: {', '.join(self.names)}.",
+                param="model",
+            )
+        await exchange.json(200, self._card(name))
+
+    # -- generation ----------------------------------------------------------------------------------------------
+
+    def _generator(self) -> Generation:
+        """Raises OverloadedError while the model is loading, EngineDeadError after its end."""
+        state = self.llm.state
+        if state in ("new", "loading"):
+            raise OverloadedError("The model is being loaded.", retry_after=2.0, fix="Try again when /ready says so.")
+        if state in ("dead", "closed"):
+            raise EngineDeadError("The engine has ended.", fix="Restart the server; its log says why.")
+        if self._generation is None:
+            self._generation = Generation(self.llm, self.names)
+        return self._generation
+
+    async def _completions(self, exchange: Exchange) -> None:
+        data = await self._body(exchange)
+        await self._generator().completions(exchange, data)
+
+    async def _chat(self, exchange: Exchange) -> None:
+        data = await self._body(exchange)
+        await self._generator().chat(exchange, data)
+
+    async def _body(self, exchange: Exchange) -> bytes:
+        if self.draining:
+            raise OverloadedError("The server is shutting down.", retry_after=5.0, fix="Try another one.")
+        return await exchange.body(self.options.max_body_bytes)
+
+
+def build_app(llm: AsyncLLM, options: ServerOptions | None = None) -> App:
+    """The application over an `AsyncLLM`, which may still be loading."""
+    return App(llm, options or ServerOptions())
+
+
+def _route_name(path: str) -> str:
+    if path.startswith(_MODEL_PREFIX):
+        return "/v1/models"
+    return "/ready" if path == "/health" else path

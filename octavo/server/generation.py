@@ -1,0 +1,181 @@
+"""The two routes that generate: a body to engine requests, updates to a reply or a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import Any
+
+import msgspec
+import orjson
+
+from octavo import __version__
+from octavo.async_llm import AsyncLLM, UpdateStream, new_id
+from octavo.engine.info import EngineInfo
+from octavo.errors import InvalidRequestError, ModelNotFoundError, OctavoError
+from octavo.request import EngineRequest
+from octavo.server.http import ClientGoneError, Exchange, cancel, error_body, shown
+from octavo.server.protocol import ChatBody, CompletionBody, GenerationBody, decode, decoder
+from octavo.server.render import ChatRendering, CompletionRendering, Rendering
+
+_EVENT_STREAM = b"text/event-stream; charset=utf-8"
+_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # no proxy shall hold chunks back
+_MAX_PENDING = 4096  # updates that a slow reader may be behind, beside what the socket's buffer holds
+
+
+class Generation:
+    """Serves completions and chat completions.
+
+    Args:
+        names: of the model, the first of which is the proper one.
+    """
+
+    def __init__(self, llm: AsyncLLM, names: tuple[str, ...]):
+        self._llm = llm
+        self._names = names
+        self._chat = decoder(ChatBody)
+        self._completion = decoder(CompletionBody)
+        self._fingerprint = fingerprint(llm.info)
+
+    async def completions(self, exchange: Exchange, data: bytes) -> None:
+        """POST /v1/completions."""
+        body = decode(self._completion, data)
+        body.check()
+        model = self._model(body)
+        prompts = body.prompts()
+        silent = bool(body.echo) and body.max_tokens == 0
+        changes: dict[str, Any] = {"logprobs": body.logprobs}
+        if silent:
+            changes["max_tokens"] = 1
+        if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+            changes["prompt_logprobs"] = body.logprobs
+        params = body.params(**changes)
+        reply_id = "cmpl-" + new_id()
+        requests: list[EngineRequest] = []
+        for place, prompt in enumerate(prompts):
+            made = await self._llm.completion_request(
+                prompt,
+                params,
+                request_id=f"{reply_id}-{place}",
+                priority=body.priority or 0,
+                cache_salt=body.cache_salt or "",
+                add_special_tokens=body.add_special_tokens is not False,
+            )
+            requests.append(made)
+            if len(prompts) > 1:
+                await asyncio.sleep(0)  # other requests may have their turn
+        echoes = self._echoes(prompts) if body.echo else []
+        stream = self._llm.submit(requests, max_pending=_MAX_PENDING)
+        rendering = CompletionRendering(
+            self._envelope(reply_id, model),
+            body,
+            stream.opened,
+            self._llm.frontend.tokenizer,
+            echoes=echoes,
+            silent=silent,
+        )
+        await answer(exchange, stream, rendering, bool(body.stream))
+
+    async def chat(self, exchange: Exchange, data: bytes) -> None:
+        """POST /v1/chat/completions."""
+        body = decode(self._chat, data)
+        body.check()
+        model = self._model(body)
+        limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        params = body.params(logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        params = msgspec.structs.replace(params, max_tokens=limit)  # None: up to the model's context
+        reply_id = "chatcmpl-" + new_id()
+        request = await self._llm.chat_request(
+            body.messages or [],
+            params,
+            request_id=reply_id,
+            tools=body.tools,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=bool(body.continue_final_message),
+            chat_template_kwargs=body.chat_template_kwargs,
+            priority=body.priority or 0,
+            cache_salt=body.cache_salt or "",
+        )
+        stream = self._llm.submit([request], max_pending=_MAX_PENDING)
+        rendering = ChatRendering(self._envelope(reply_id, model), body, stream.opened, self._llm.frontend.tokenizer)
+        await answer(exchange, stream, rendering, bool(body.stream))
+
+    def _model(self, body: GenerationBody) -> str:
+        """The name to answer with; ModelNotFoundError for one that is not served here."""
+        if body.model is None:
+            return self._names[0]
+        if body.model not in self._names:
+            raise ModelNotFoundError(
+                f"The model {body.model[:200]!r} is not served here.",
+                fix=f"Served are: {', '.join(self._names)}.",
+                param="model",
+            )
+        return body.model
+
+    def _envelope(self, reply_id: str, model: str) -> dict[str, Any]:
+        return {
+            "id": reply_id,
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": self._fingerprint,
+        }
+
+    def _echoes(self, prompts: list[str | list[int]]) -> list[str]:
+        tokenizer = self._llm.frontend.tokenizer
+        if tokenizer is None:
+            raise InvalidRequestError(
+                "echo needs text, and the server has no tokenizer.", fix="Leave it out.", param="echo"
+            )
+        return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
+
+
+async def answer(exchange: Exchange, stream: UpdateStream, rendering: Rendering, streaming: bool) -> None:
+    """Reply with what a stream brings. A client that hangs up, or an error, aborts what is open.
+
+    Raises:
+        OctavoError: nothing has been sent yet and the requests are lost.
+        ClientGoneError: there is nobody to answer.
+    """
+    watcher = asyncio.create_task(_watch(exchange, stream))
+    try:
+        if streaming:
+            await _stream(exchange, stream, rendering)
+        else:
+            await stream.finish()
+            if exchange.gone:
+                raise ClientGoneError
+            await exchange.json(200, rendering.whole())
+    finally:
+        stream.close()
+        await cancel(watcher)
+
+
+async def _watch(exchange: Exchange, stream: UpdateStream) -> None:
+    await exchange.wait_gone()
+    stream.close()
+
+
+async def _stream(exchange: Exchange, stream: UpdateStream, rendering: Rendering) -> None:
+    await exchange.start(200, _EVENT_STREAM, _STREAM_HEADERS)
+    send = exchange.send
+    try:
+        opening = rendering.opening()
+        if opening:
+            await send({"type": "http.response.body", "body": opening, "more_body": True})
+        while updates := await stream.next():
+            body = rendering.chunks(updates)
+            if body:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        last = rendering.closing()
+    except OctavoError as error:
+        last = b"data: " + orjson.dumps(error_body(shown(error))) + b"\n\n"
+    if exchange.gone:
+        raise ClientGoneError
+    await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def fingerprint(info: EngineInfo) -> str:
+    """`system_fingerprint`: changes if the numbers may change."""
+    facts = "|".join([__version__, info.model, info.architecture, info.device, info.dtype, info.quantization])
+    return "octavo-" + hashlib.sha256(facts.encode()).hexdigest()[:12]

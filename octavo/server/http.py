@@ -1,0 +1,151 @@
+"""One HTTP exchange over ASGI: reading a bounded body, replying, streaming, and noticing that the client has gone."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+import orjson
+
+from octavo.errors import OctavoError, OverloadedError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_TYPES |= {405: "invalid_request_error", 413: "invalid_request_error", 415: "invalid_request_error"}
+_TYPES |= {429: "rate_limit_error", 500: "server_error", 503: "overloaded_error"}
+
+
+class ClientGoneError(Exception):
+    """The client has hung up; there is nobody to answer."""
+
+
+class HttpError(OctavoError):
+    """A reply that only HTTP knows, as 405 or 413."""
+
+    def __init__(self, status: int, code: str, message: str, *, fix: str = "", allow: str = ""):
+        super().__init__(message, fix=fix, code=code)
+        self.status = status
+        self.allow = allow
+
+
+class Exchange:
+    """One request and its reply.
+
+    Attributes:
+        request_id: the client's `x-request-id` if it is a decent one, else made up; every reply carries it.
+        status: of the reply; 0 before it began.
+        gone: the client has hung up.
+    """
+
+    __slots__ = ("_receive", "gone", "headers", "method", "path", "request_id", "scope", "send", "status")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send):
+        self.scope = scope
+        self.send = send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.status = 0
+        self.gone = False
+        self._receive = receive
+
+    async def body(self, limit: int) -> bytes:
+        """The request's body.
+
+        Raises:
+            HttpError: it is larger than `limit` bytes (413), or not said to be JSON (415).
+            ClientGoneError: the client hung up while sending it.
+        """
+        kind = self.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if kind != b"application/json" and not kind.endswith(b"+json"):
+            raise HttpError(415, "unsupported_media_type", "The body's type is not JSON.", fix=_CONTENT_TYPE_FIX)
+        length = self.headers.get(b"content-length", b"")
+        chunks, size = [], int(length) if length.isdigit() else 0
+        more = size <= limit
+        if more:
+            size = 0
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise ClientGoneError
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            more = message.get("more_body", False) and size <= limit
+        if size > limit:
+            message_text = f"The body has more than {limit} bytes."
+            raise HttpError(413, "body_too_large", message_text, fix="Send less, or raise --max-body-bytes.")
+        return b"".join(chunks)
+
+    async def wait_gone(self) -> None:
+        """Return when the client has hung up. Only after `body`."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+
+    async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
+        """Send status and headers."""
+        self.status = status
+        lines = [(b"content-type", content_type), (b"x-request-id", self.request_id.encode()), *headers]
+        await self.send({"type": "http.response.start", "status": status, "headers": lines})
+
+    async def reply(self, status: int, body: bytes, content_type: bytes, headers: Headers = ()) -> None:
+        """Send a whole reply."""
+        await self.start(status, content_type, [(b"content-length", b"%d" % len(body)), *headers])
+        await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+
+    async def json(self, status: int, content: Any, headers: Headers = ()) -> None:
+        """Send a whole reply in JSON."""
+        await self.reply(status, orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS), b"application/json", headers)
+
+    async def error(self, error: OctavoError) -> None:
+        """Answer with an error, if there still is somebody and nothing has been sent."""
+        if not self.gone and self.status == 0:
+            await self.json(error.status, error_body(error), _error_headers(error))
+
+
+_CONTENT_TYPE_FIX = "Set the header Content-Type: application/json."
+
+
+def error_body(error: OctavoError) -> dict[str, Any]:
+    """OpenAI's error object, in its envelope."""
+    kind = _TYPES.get(error.status, "server_error")
+    if error.status == 503 and not isinstance(error, OverloadedError):
+        kind = "server_error"
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def _error_headers(error: OctavoError) -> list[tuple[bytes, bytes]]:
+    if isinstance(error, OverloadedError):
+        return [(b"retry-after", b"%d" % max(1, round(error.retry_after)))]
+    if isinstance(error, HttpError) and error.status == 405:
+        return [(b"allow", error.allow.encode())]
+    if error.status == 401:
+        return [(b"www-authenticate", b"Bearer")]
+    if error.status == 413:
+        return [(b"connection", b"close")]
+    return []
+
+
+def shown(error: Exception) -> OctavoError:
+    """What a client may know of an exception: Octavo's own errors as they are, of others nothing."""
+    if isinstance(error, OctavoError):
+        return error
+    return OctavoError("The server failed on this request.", fix="Its log says more, under the request's id.")
+
+
+async def cancel(task: asyncio.Task[None]) -> None:
+    """End a helper task and forget what became of it."""
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,197 @@
+"""Bodies of requests, as OpenAI's API has them and with vLLM's extras. Unknown fields are ignored, wrong types are not.
+
+Every field may be null, which means its default.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from octavo.errors import InvalidRequestError
+from octavo.request import SamplingParams
+
+Body = TypeVar("Body", bound="GenerationBody")
+
+_AT = re.compile(r" - at `(key in )?\$(.*)`$")
+_MAX_PROMPTS = 1024
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """How to stream."""
+
+    include_usage: bool | None = None
+
+
+class GenerationBody(msgspec.Struct, kw_only=True):
+    """What completions and chat completions share. Those of `_SAMPLING` become fields of `SamplingParams`."""
+
+    model: str | None = None
+    n: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    banned_token_ids: list[int] | None = None
+    prompt_logprobs: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    return_token_ids: bool | None = None
+    tools: list[Any] | None = None
+    response_format: dict[str, Any] | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a chunk that counts tokens."""
+        return bool(self.stream_options is not None and self.stream_options.include_usage)
+
+    def params(self, **changes: Any) -> SamplingParams:
+        """Sampling parameters; fields that were not sent have their defaults, `changes` go before all."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLING}
+        for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+            ids = getattr(self, name)
+            values[name] = None if ids is None else tuple(ids)
+        values["stop"] = (self.stop,) if isinstance(self.stop, str) else self.stop and tuple(self.stop)
+        values.update(changes)
+        return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+
+    def check(self) -> None:
+        """Refuse what would be silently left undone.
+
+        Raises:
+            InvalidRequestError: names the field.
+        """
+        if self.stream_options is not None and not self.stream:
+            raise _unsupported("stream_options", "goes with stream only", "Set stream to true, or leave it out.")
+        if self.response_format is not None and self.response_format.get("type", "text") != "text":
+            raise _unsupported("response_format", "cannot be kept: this server gives free text", "Leave it out.")
+
+
+_SAMPLING = (
+    "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "max_tokens", "min_tokens", "seed", "include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
+    "logit_bias", "prompt_logprobs",
+)  # fmt: skip
+
+
+class CompletionBody(GenerationBody, kw_only=True):
+    """POST /v1/completions."""
+
+    prompt: str | list[Any] | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+    add_special_tokens: bool | None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, one or many. Ids inside are checked later, by the one validator."""
+        prompt = self.prompt
+        if prompt is None:
+            raise InvalidRequestError("prompt is missing.", fix="Send a text or token ids.", param="prompt")
+        if isinstance(prompt, str):
+            return [prompt]
+        if not prompt:
+            raise InvalidRequestError("prompt is empty.", fix="Send a text or token ids.", param="prompt")
+        if all(type(item) is int for item in prompt):
+            return [prompt]
+        if all(isinstance(item, str) for item in prompt) or all(isinstance(item, list) for item in prompt):
+            if len(prompt) > _MAX_PROMPTS:
+                message = f"There are {len(prompt)} prompts, more than {_MAX_PROMPTS}."
+                raise InvalidRequestError(message, fix="Send them in several requests.", param="prompt")
+            return prompt
+        raise InvalidRequestError(
+            "prompt must be a text, a list of texts, a list of token ids, or a list of lists of token ids.",
+            fix="Do not mix them.",
+            param="prompt",
+        )
+
+    def check(self) -> None:
+        """As of the base class."""
+        super().check()
+        if self.suffix:
+            raise _unsupported("suffix", "is not supported", "Put it into the prompt.")
+        if (self.best_of or 1) > (self.n or 1):
+            raise _unsupported("best_of", "above n is not supported", "Send n and choose among the answers.")
+
+
+class ChatBody(GenerationBody, kw_only=True):
+    """POST /v1/chat/completions."""
+
+    messages: list[dict[str, Any]] | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tool_choice: Any = None
+    modalities: list[str] | None = None
+    audio: Any = None
+    web_search_options: Any = None
+
+    def check(self) -> None:
+        """As of the base class."""
+        super().check()
+        if not self.messages:
+            raise InvalidRequestError("messages are missing.", fix="Send at least one.", param="messages")
+        if self.tools and self.tool_choice != "none":
+            raise _unsupported("tools", "are not called by this version", 'Leave them out, or set tool_choice "none".')
+        if self.audio is not None or any(kind != "text" for kind in self.modalities or ()):
+            raise _unsupported("modalities", "other than text are not supported", 'Send ["text"] or leave it out.')
+        if self.web_search_options is not None:
+            raise _unsupported("web_search_options", "is not supported", "Leave it out.")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _unsupported("top_logprobs", "goes with logprobs only", "Set logprobs to true, or leave it out.")
+
+
+def decoder(kind: type[Body]) -> msgspec.json.Decoder[Body]:
+    """A JSON decoder for one kind of body."""
+    return msgspec.json.Decoder(kind)
+
+
+def decode(body_decoder: msgspec.json.Decoder[Body], data: bytes) -> Body:
+    """A body from its bytes.
+
+    Raises:
+        InvalidRequestError: it is not JSON, or a field has the wrong type.
+    """
+    try:
+        return body_decoder.decode(data)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        found = _AT.search(message)
+        path = found.group(2).lstrip(".") if found else ""
+        field = re.split(r"[.\[]", path, maxsplit=1)[0] or None
+        what = message[: found.start()] if found else message
+        raise InvalidRequestError(
+            f"{path or 'The body'}: {what[:1].lower()}{what[1:]}.",
+            fix="Correct its type.",
+            param=field,
+            code="invalid_type",
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(
+            f"The body is not valid JSON: {error}.", fix="Send an object in JSON (RFC 8259).", code="invalid_json"
+        ) from None
+
+
+def _unsupported(param: str, what: str, fix: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{param} {what}.", fix=fix, param=param, code="unsupported_value")
