@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,13 @@ import numpy.typing as npt
 
 from octavo.plan import BoolArray, Int32Array, NewRow, PromptLogprobsPlan, StepPlan
 from octavo.scheduler.rows import Rows
+
+NOTHING: Int32Array = np.empty(0, np.int32)
+_NO_COPIES: Int32Array = np.empty((0, 2), np.int32)
+
+
+def _int32(values: list[int]) -> Int32Array:
+    return np.array(values, np.int32) if values else NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +35,13 @@ class Launched:
     """What a launched plan meant: `epochs` tell whether a row still belongs to the sequence it was planned for.
 
     Attributes:
-        ends: tokens computed in each row when this step is done.
+        num_frees: `Rows.num_frees` at that time; while it stays, every row is still whose it was.
         decodes: how many of the rows, from the first, are plain decodes; `chunks` are the others, in order.
     """
 
     rows: Int32Array
     epochs: npt.NDArray[np.int64]
-    ends: Int32Array
+    num_frees: int
     sample: BoolArray
     decodes: int
     chunks: tuple[Chunk, ...]
@@ -44,7 +52,8 @@ class Draft:
     """Collects a step's parts within a token budget."""
 
     budget: int
-    decode_rows: Int32Array = field(default_factory=lambda: np.empty(0, np.int32))
+    decode_rows: Int32Array = field(default_factory=lambda: NOTHING)
+    decode_contexts: Int32Array = field(default_factory=lambda: NOTHING)
     chunks: list[Chunk] = field(default_factory=list)
     new_rows: list[NewRow] = field(default_factory=list)
     block_rows: list[int] = field(default_factory=list)
@@ -76,9 +85,8 @@ class Draft:
         if chunks:
             arrays = self._with_chunks(chunks, rows)
         else:
-            ones, true = np.ones(decodes, np.int32), np.ones(decodes, np.bool_)
-            context = (rows.computed[self.decode_rows] - 1).astype(np.int32, copy=False)  # already advanced
-            arrays = (self.decode_rows, ones, context, true, ~true, np.empty(0, np.int32))
+            ones, true, false = _constants(decodes)
+            arrays = (self.decode_rows, ones, self.decode_contexts, true, false, NOTHING)
         all_rows, query, contexts, sample, from_host, ids = arrays
         scored = tuple(
             PromptLogprobsPlan(
@@ -97,16 +105,16 @@ class Draft:
             sample,
             from_host,
             ids,
-            free_rows=np.array(free_rows, np.int32),
+            free_rows=_int32(free_rows),
             new_rows=tuple(self.new_rows),
-            block_rows=np.array(self.block_rows, np.int32),
-            block_starts=np.array(self.block_starts, np.int32),
-            block_counts=np.array(self.block_counts, np.int32),
-            block_pages=np.array(self.block_pages, np.int32),
-            copy_pages=np.array(self.copies, np.int32).reshape(-1, 2),
+            block_rows=_int32(self.block_rows),
+            block_starts=_int32(self.block_starts),
+            block_counts=_int32(self.block_counts),
+            block_pages=_int32(self.block_pages),
+            copy_pages=np.array(self.copies, np.int32) if self.copies else _NO_COPIES,
             prompt_logprobs=scored,
         )
-        launched = Launched(all_rows, rows.epoch[all_rows], contexts + query, sample, decodes, tuple(chunks))
+        launched = Launched(all_rows, rows.epoch[all_rows], rows.num_frees, sample, decodes, tuple(chunks))
         return plan, launched
 
     def _with_chunks(
@@ -123,11 +131,17 @@ class Draft:
         return (
             np.concatenate([self.decode_rows, chunk_rows]),
             np.concatenate([np.ones(decodes, np.int32), stops - starts]),
-            np.concatenate([rows.computed[self.decode_rows] - 1, starts]).astype(np.int32),
+            np.concatenate([self.decode_contexts, starts]),
             sample,
             from_host,
             ids,
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(count: int) -> tuple[Int32Array, BoolArray, BoolArray]:
+    """Query lengths, `sample` and `from_host` of a step of decodes only; nobody writes to them."""
+    return np.ones(count, np.int32), np.ones(count, np.bool_), np.zeros(count, np.bool_)
 
 
 def _num_prompt(rows: Rows, row: int) -> int:

@@ -10,8 +10,15 @@ from octavo.scheduler.sequence import Sequence
 _STOP_COLUMNS = 8
 
 
+KNOWN, IN_FLIGHT, COMPUTED, LIMIT, NUM_PAGES = range(5)
+"""Columns of `Rows.state`."""
+
+
 class Rows:
     """Struct of arrays, indexed by row.
+
+    The five counts below are views of the columns of one matrix, `state`, so that a step can take and put back all of
+    a row's counts at once.
 
     Attributes:
         known: tokens on the host (int32).
@@ -19,18 +26,18 @@ class Rows:
         computed: tokens whose keys and values are written or being written.
         limit: length at which a sequence ends.
         num_pages: entries of the block table.
-        epoch: changes when a row is freed, so that a late result does not reach the row's next owner.
+        epoch: changes when a row is freed, so that a late result does not reach the row's next owner; `num_frees`
+            counts all such changes.
+        any_stop: by token id, whether some row may stop at it; ids past its end are not in it.
         tokens: known tokens [rows, max_model_len]; table: block table [rows, max_blocks]. Both are reserved at once
             but take memory only where they are written.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, page_size: int):
-        self.known = np.zeros(max_num_seqs, np.int32)
-        self.in_flight = np.zeros(max_num_seqs, np.int32)
-        self.computed = np.zeros(max_num_seqs, np.int32)
-        self.limit = np.zeros(max_num_seqs, np.int32)
-        self.num_pages = np.zeros(max_num_seqs, np.int32)
+        self.state = np.zeros((max_num_seqs, 5), np.int32)
+        self.known, self.in_flight, self.computed, self.limit, self.num_pages = self.state.T
         self.epoch = np.zeros(max_num_seqs, np.int64)
+        self.num_frees = 0
         self.handle = np.zeros(max_num_seqs, np.int64)
         self.index = np.zeros(max_num_seqs, np.int32)
         self.wants_logprobs = np.zeros(max_num_seqs, np.bool_)
@@ -38,6 +45,7 @@ class Rows:
         self.stops = np.full((max_num_seqs, _STOP_COLUMNS), -1, np.int32)
         self.tokens = np.zeros((max_num_seqs, max_model_len), np.int32)
         self.table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
+        self.any_stop = np.zeros(1, np.bool_)
         self.owner: list[Sequence | None] = [None] * max_num_seqs
         self._free = list(range(max_num_seqs - 1, -1, -1))
 
@@ -59,9 +67,17 @@ class Rows:
         self.wants_logprobs[row] = sequence.request.params.logprobs is not None
         stops = sequence.stop_ids
         self.many_stops[row] = len(stops) > _STOP_COLUMNS
+        self._note_stops(stops)
         self.stops[row] = -1
         self.stops[row, : min(len(stops), _STOP_COLUMNS)] = stops[:_STOP_COLUMNS]
         return row
+
+    def _note_stops(self, stops: tuple[int, ...]) -> None:
+        """Ids are never taken back: a stale one costs a second look, not a wrong stop."""
+        highest = max(stops, default=-1)
+        if highest + 1 >= len(self.any_stop):
+            self.any_stop = np.concatenate([self.any_stop, np.zeros(highest + 2 - len(self.any_stop), np.bool_)])
+        self.any_stop[list(stops)] = True
 
     def pages(self, row: int) -> list[int]:
         """The row's block table."""
@@ -80,4 +96,5 @@ class Rows:
         sequence.row = -1
         self.owner[row] = None
         self.epoch[row] += 1
+        self.num_frees += 1
         self._free.append(row)

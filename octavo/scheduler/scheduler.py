@@ -30,9 +30,14 @@ from octavo.scheduler.config import SchedulerConfig
 from octavo.scheduler.draft import Chunk, Draft, Launched
 from octavo.scheduler.logprobs import sample_logprobs, scored_prompt
 from octavo.scheduler.queue import WaitingQueue
-from octavo.scheduler.rows import Rows
+from octavo.scheduler.rows import COMPUTED, IN_FLIGHT, KNOWN, LIMIT, NUM_PAGES, Rows
 from octavo.scheduler.sequence import Group, Phase, Sequence, make_group
 from octavo.scheduler.victim import choose_victim
+
+_ONE_MORE = np.zeros(5, np.int32)  # what a planned decode adds to a row's counts
+_ONE_MORE[[COMPUTED, IN_FLIGHT]] = 1
+_ONE_ARRIVED = np.zeros(5, np.int32)  # what its token adds when it comes
+_ONE_ARRIVED[[KNOWN, IN_FLIGHT]] = 1, -1
 
 
 @dataclass(slots=True)
@@ -128,7 +133,9 @@ class Scheduler:
         if draft.empty:
             return None
         plan, launched = draft.build(self._step, self._rows, self._freed_rows)
-        self._rows.in_flight[launched.rows[launched.sample]] += 1
+        sampled_chunks = [chunk.row for chunk in launched.chunks if chunk.sample]
+        if sampled_chunks:
+            self._rows.in_flight[sampled_chunks] += 1
         self._launched.append(launched)
         self._freed_rows = []
         self._step += 1
@@ -136,21 +143,26 @@ class Scheduler:
 
     def _plan_decodes(self, draft: Draft) -> None:
         """One token for every row that has just one to compute, and pages for those that reach a new one."""
-        rows = self._rows
+        rows, size = self._rows, self.config.page_size
         while True:
             ready = self._decode_rows()
-            ready = ready[rows.known[ready] + rows.in_flight[ready] < rows.limit[ready]]
-            full = ready[rows.computed[ready] >= rows.num_pages[ready] * self.config.page_size]
+            state = rows.state.take(ready, axis=0)
+            more = state[:, KNOWN] + state[:, IN_FLIGHT] < state[:, LIMIT]
+            if not more.all():  # the others end with what is in flight
+                ready, state = ready[more], state[more]
+            full = ready[state[:, COMPUTED] >= state[:, NUM_PAGES] * size]
             if len(full) <= self.pool.num_free:
                 break
             self._preempt(len(full) - self.pool.num_free)
             draft.preempted = True
+        draft.decode_contexts = state[:, COMPUTED].copy()
+        state += _ONE_MORE
+        rows.state[ready] = state
         if len(full):
             pages = self.pool.allocate(len(full))
-            for row, start, page in zip(full.tolist(), rows.num_pages[full].tolist(), pages, strict=True):
-                draft.add_pages(row, start, [page])
+            draft.block_rows, draft.block_starts = full.tolist(), rows.num_pages[full].tolist()
+            draft.block_counts, draft.block_pages = [1] * len(full), pages
             rows.append_pages(full, pages)
-        rows.computed[ready] += 1
         draft.decode_rows = ready
         draft.budget -= len(ready)
 
@@ -281,6 +293,10 @@ class Scheduler:
         if len(result.tokens) != int(launched.sample.sum()):
             raise ValueError(f"step {result.step} has {len(result.tokens)} tokens for {launched.sample.sum()} samples")
         rows = self._rows
+        if not launched.chunks and not result.failed and launched.num_frees == rows.num_frees:
+            outputs = Collected()
+            self._commit_tokens(launched.rows, result.tokens, None, result, outputs)
+            return self._outputs(outputs)
         alive = rows.epoch[launched.rows] == launched.epochs
         outputs = Collected()
         for position in result.failed:
@@ -294,6 +310,9 @@ class Scheduler:
         tokens = result.tokens[valid]
         if len(sampled):
             self._commit_tokens(sampled, tokens, np.flatnonzero(valid), result, outputs)
+        return self._outputs(outputs)
+
+    def _outputs(self, outputs: Collected) -> StepOutputs:
         started, self._started = self._started, []
         return StepOutputs(
             outputs.handles,
@@ -331,27 +350,28 @@ class Scheduler:
         self,
         sampled: Int32Array,
         tokens: Int32Array,
-        places: npt.NDArray[np.intp],
+        places: npt.NDArray[np.intp] | None,
         result: StepResult,
         outputs: Collected,
     ) -> None:
+        """Append a token to each row. `places`: where in the result each is; None: they are in its order."""
         rows = self._rows
-        position = rows.known[sampled]
-        rows.tokens[sampled, position] = tokens
-        rows.known[sampled] = position + 1
-        rows.in_flight[sampled] -= 1
+        state = rows.state.take(sampled, axis=0)
+        rows.tokens[sampled, state[:, KNOWN]] = tokens
+        state += _ONE_ARRIVED
+        rows.state[sampled] = state
         self._generated += len(sampled)
         outputs.handles.extend(rows.handle[sampled].tolist())
         outputs.indices.extend(rows.index[sampled].tolist())
         outputs.tokens.extend(tokens.tolist())
-        if result.logprobs is not None and rows.wants_logprobs[sampled].any():
+        if result.logprobs is not None:
             for i in np.flatnonzero(rows.wants_logprobs[sampled]).tolist():
-                owner = rows.owner[sampled[i]]
+                owner, place = rows.owner[sampled[i]], i if places is None else int(places[i])
                 if owner is not None:
-                    entry = sample_logprobs(owner, int(tokens[i]), result.logprobs, int(places[i]))
-                    outputs.logprobs.append(entry)
-        ended = (rows.stops[sampled] == tokens[:, None]).any(1) | rows.many_stops[sampled]
-        ended |= position + 1 >= rows.limit[sampled]
+                    outputs.logprobs.append(sample_logprobs(owner, int(tokens[i]), result.logprobs, place))
+        ended = state[:, KNOWN] >= state[:, LIMIT]
+        if rows.any_stop.take(tokens, mode="clip").any():
+            ended |= (rows.stops[sampled] == tokens[:, None]).any(1) | rows.many_stops[sampled]
         if ended.any():
             for i in np.flatnonzero(ended).tolist():
                 self._maybe_finish(int(sampled[i]), int(tokens[i]), outputs)

@@ -94,10 +94,15 @@ class Driver:
             self.got[scored.handle].prompt_logprobs += scored.entries
 
 
-def alone(request: EngineRequest) -> Got:
+def alone(request: EngineRequest, max_model_len: int = 64) -> Got:
     """The request by itself, in turn, without a prefix cache and with room for everything."""
     driver = Driver(
-        num_pages=400, max_num_seqs=64, max_num_batched_tokens=4096, async_scheduling=False, enable_prefix_caching=False
+        num_pages=400,
+        max_num_seqs=64,
+        max_num_batched_tokens=4096,
+        max_model_len=max_model_len,
+        async_scheduling=False,
+        enable_prefix_caching=False,
     )
     driver.submit(request)
     return driver.run()[request.handle]

@@ -28,7 +28,11 @@ class FakeRunner:
         ids = iter(plan.token_ids.tolist())
         contents = []
         for row, query, context, from_host in zip(
-            plan.rows.tolist(), plan.query_lens.tolist(), plan.context_lens.tolist(), plan.from_host.tolist(), strict=True
+            plan.rows.tolist(),
+            plan.query_lens.tolist(),
+            plan.context_lens.tolist(),
+            plan.from_host.tolist(),
+            strict=True,
         ):
             assert query >= 1 and (from_host or query == 1)
             new = [next(ids) for _ in range(query)] if from_host else [int(self.last[row])]
