@@ -6,6 +6,7 @@ temperature, min-p, top-k, top-p, then argmax of logits plus Gumbel noise. Logpr
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ import torch
 
 from octavo.kernels.sampling.draw import draw
 from octavo.plan import LogprobArrays, NewRow
+
+logger = logging.getLogger(__name__)
 
 GREEDY_BELOW = 1e-5  # temperatures under this are greedy
 _CHUNK_BYTES = 64 << 20  # of logits that are looked at together for logprobs
@@ -81,15 +84,25 @@ class SamplingRow:
 
 
 class SamplerState:
-    """What each row asked for."""
+    """What each row asked for.
+
+    Attributes:
+        special: bool [max_num_seqs], rows that need more than the highest logit's id.
+        scored: bool [max_num_seqs], rows that want logprobs.
+    """
 
     def __init__(self, max_num_seqs: int, vocab_size: int):
         self.vocab_size = vocab_size
         self.rows: list[SamplingRow | None] = [None] * max_num_seqs
+        self.special = np.zeros(max_num_seqs, np.bool_)
+        self.scored = np.zeros(max_num_seqs, np.bool_)
 
     def set_row(self, new: NewRow) -> None:
         """A sequence takes a row; nothing of the row's last owner stays."""
-        self.rows[new.row] = SamplingRow.make(new, self.vocab_size)
+        row = SamplingRow.make(new, self.vocab_size)
+        self.rows[new.row] = row
+        self.special[new.row] = not (row.greedy and row.plain)
+        self.scored[new.row] = new.params.logprobs is not None
 
     def clear_row(self, row: int) -> None:
         self.rows[row] = None
@@ -128,15 +141,24 @@ class Sampler:
         """
         top, tokens = logits.max(dim=1)
         failed = ~torch.isfinite(top)
-        entries = [self.state[row] for row in rows.tolist()]
-        for i, (entry, position) in enumerate(zip(entries, positions.tolist(), strict=True)):
-            if (entry.greedy and entry.plain) or failed[i]:
-                continue
-            tokens[i] = self._choose(entry, logits[i], position)
-        for entry, token in zip(entries, tokens.tolist(), strict=True):
+        for i in np.flatnonzero(self.state.special[rows]).tolist():
+            if not failed[i]:
+                tokens[i] = self._draw_or_fail(i, self.state[rows[i]], logits[i], int(positions[i]), failed)
+        return SampleOutput(tokens.to(torch.int32), failed, self._logprobs(logits, tokens, rows))
+
+    def _draw_or_fail(
+        self, i: int, entry: SamplingRow, logits: torch.Tensor, position: int, failed: torch.Tensor
+    ) -> int:
+        """A row's token; what goes wrong in one row marks that row alone."""
+        try:
+            token = self._choose(entry, logits, position)
             if entry.counts is not None:
                 entry.counts[token] += 1
-        return SampleOutput(tokens.to(torch.int32), failed, self._logprobs(logits, tokens, entries))
+        except Exception:
+            logger.exception("a row could not be sampled")
+            failed[i] = True
+            return 0
+        return token
 
     @staticmethod
     def _choose(entry: SamplingRow, logits: torch.Tensor, position: int) -> int:
@@ -146,12 +168,25 @@ class Sampler:
         params = entry.new.params
         return draw(processed, params.temperature, params.top_k, params.top_p, params.min_p, entry.new.seed, position)
 
-    @staticmethod
-    def _logprobs(logits: torch.Tensor, tokens: torch.Tensor, entries: list[SamplingRow]) -> LogprobArrays | None:
-        asked = [entry.new.params.logprobs for entry in entries]
-        if all(count is None for count in asked):
+    def _logprobs(
+        self, logits: torch.Tensor, tokens: torch.Tensor, rows: npt.NDArray[np.int32]
+    ) -> LogprobArrays | None:
+        """Of the rows that want them; the entries of others are zeros."""
+        wanted = np.flatnonzero(self.state.scored[rows])
+        if not len(wanted):
             return None
-        return logprobs_of(lambda part: logits[part], tokens, max(count or 0 for count in asked))
+        k = max(self.state[rows[i]].new.params.logprobs or 0 for i in wanted)
+        of_wanted = logprobs_of(lambda part: logits[wanted[part]], tokens[wanted], k)
+        count = len(rows)
+        spread = LogprobArrays(
+            np.zeros(count, np.float32),
+            np.zeros(count, np.int32),
+            np.zeros((count, k), np.int32),
+            np.zeros((count, k), np.float32),
+        )
+        spread.chosen[wanted], spread.ranks[wanted] = of_wanted.chosen, of_wanted.ranks
+        spread.top_ids[wanted], spread.top_logprobs[wanted] = of_wanted.top_ids, of_wanted.top_logprobs
+        return spread
 
 
 def logprobs_of(logits: Callable[[slice], torch.Tensor], targets: torch.Tensor, k: int) -> LogprobArrays:
