@@ -33,6 +33,12 @@ exception of `octavo.errors`. Beside these, the command line ends with 2 for fla
 Octavo's own, 6 where `octavo chat` finds no server, and 130 after Ctrl-C.
 """
 
+_METRICS_INTRODUCTION = """\
+`GET /metrics` has these in Prometheus' text format. Figures that mean the same in vLLM are there under its names as well,
+so that dashboards and autoscalers made for it work. Labels are the model's name, reasons, routes and statuses: no
+client chooses one.
+"""
+
 
 def flags_page() -> str:
     """docs/flags.md: every option, from the config dataclasses."""
@@ -79,6 +85,28 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics_page() -> str:
+    """docs/metrics.md: every metric, from what /metrics shows of a server that has served nothing."""
+    from octavo.request import EngineStats
+    from octavo.server.metrics import Metrics
+
+    kinds: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for line in Metrics().text("MODEL", EngineStats(), ready=True, num_open=0).splitlines():
+        _, keyword, name, text = [*line.split(" ", 3), "", "", ""][:4]
+        if keyword == "TYPE":
+            kinds[name] = text
+        elif keyword == "HELP":
+            texts[name] = text
+    lines = ["# Metrics", "", _MADE_BY, "", _METRICS_INTRODUCTION]
+    lines += ["| name | kind | also as `vllm:` | |", "|---|---|---|---|"]
+    for name, text in texts.items():
+        if name.startswith("octavo:"):
+            alias = "yes" if name.replace("octavo:", "vllm:") in texts else ""
+            lines.append(f"| `{name}` | {kinds[name]} | {alias} | {_cell(text)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _error_classes() -> Iterator[type[OctavoError]]:
     """In the order of the file."""
     for value in vars(errors).values():
@@ -90,7 +118,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-PAGES: dict[str, Callable[[], str]] = {"flags.md": flags_page, "errors.md": errors_page}
+PAGES: dict[str, Callable[[], str]] = {"flags.md": flags_page, "errors.md": errors_page, "metrics.md": metrics_page}
 
 
 def main(arguments: list[str]) -> int:

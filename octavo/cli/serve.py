@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 
 from octavo.cli.models import ensure_here
 from octavo.cli.options import config_options, engine_config, engine_options, given
-from octavo.cli.terminal import note
+from octavo.cli.terminal import ProgressLine, note
 from octavo.cli.verbs import verb
 from octavo.config import ServerOptions, build
 
@@ -33,16 +34,27 @@ def serve(ctx: click.Context, /, model_name: str | None, **_: Any) -> None:
     config = engine_config(ctx, model_name)
     options = build(_Server, given(ctx, ServerOptions)).options
     ensure_here({"model": config.model.model, "revision": config.model.revision})
-    from octavo.server import serve as run_server
+    started = time.perf_counter()
+    name = options.served_model_name[0] if options.served_model_name else config.model.model
+    with ProgressLine() as progress:
+        progress("start", 0.0)
 
-    run_server(config, options, on_ready=lambda info, url: report(info, url, needs_key=bool(options.api_key)))
+        def ready(info: EngineInfo, url: str) -> None:
+            progress.clear()
+            report(info, url, name, seconds=time.perf_counter() - started, needs_key=bool(options.api_key))
+
+        from octavo.server import serve as run_server
+
+        run_server(config, options, ready, progress=progress)
 
 
-def report(info: EngineInfo, url: str, *, needs_key: bool) -> None:
+def report(info: EngineInfo, url: str, name: str, *, seconds: float, needs_key: bool) -> None:
     """Say on stderr what is served, where its memory goes, and how to ask it something.
 
     Args:
         url: the server's root, as http://127.0.0.1:8000.
+        name: what clients call the model.
+        seconds: that the start took.
     """
     note(f"{info.model} · {info.architecture} · {info.device} · {info.dtype} · quantization {info.quantization}")
     width = max((len(item) for item, _ in info.memory), default=0)
@@ -51,8 +63,8 @@ def report(info: EngineInfo, url: str, *, needs_key: bool) -> None:
     note(f"  up to {info.max_model_len:,} tokens a sequence, {info.max_num_seqs} sequences a step")
     for text in info.notes:
         note(f"  {text}")
-    note(f"ready after {sum(seconds for _, seconds in info.startup):.1f} s: {url}/v1")
-    note(f"try: {example(url, info.model, needs_key=needs_key)}")
+    note(f"ready after {seconds:.1f} s: {url}/v1")
+    note(f"try: {example(url, name, needs_key=needs_key)}")
 
 
 def example(url: str, model: str, *, needs_key: bool) -> str:

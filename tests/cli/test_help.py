@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -38,12 +38,18 @@ def test_help_imports_nothing_heavy(arguments):
     assert run_python(code).splitlines()[-1] == "0 []"
 
 
+def cpu_seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_help_takes_at_most_300_ms():
+    """In CPU time, which other work on the machine does not stretch."""
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        before = cpu_seconds_of_children()
         subprocess.run([sys.executable, "-m", "octavo.cli", "--help"], capture_output=True, check=True, timeout=60)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(cpu_seconds_of_children() - before)
     assert min(seconds) <= 0.3
 
 
