@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kernels_triton")]
 
-from octavo.kernels.triton.paged_decode import PagedDecode  # noqa: E402
+from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning  # noqa: E402
 from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend  # noqa: E402
 from octavo.kernels.triton.prepare_step import pack_step, prepare_step, write_blocks  # noqa: E402
+from octavo.kernels.triton.process_logits import SamplingTables, process_logits  # noqa: E402
 from octavo.kernels.triton.rms_norm import add_rms_norm, rms_norm_fp8  # noqa: E402
 from octavo.kernels.triton.rope_and_cache import rope_and_cache  # noqa: E402
+from octavo.kernels.triton.sample import Sampler  # noqa: E402
 from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8  # noqa: E402
 
 HEADS, KV_HEADS, DIM, HIDDEN, INNER = 32, 8, 128, 4096, 14336
@@ -142,14 +145,13 @@ def layers_for(tokens: int, element: int) -> int:
 
 
 DECODE_VARIANTS: dict[str, dict[str, int]] = {
-    "t64": {"tile": 64, "num_programs": 396},
-    "t64s7": {"tile": 64, "num_stages": 7, "num_programs": 264},
-    "t64m2": {"tile": 64, "num_programs": 396, "min_share": 2},
-    "t32s7": {"tile": 32, "num_stages": 7, "num_programs": 396},
-    "t32s5r128": {"tile": 32, "num_stages": 5, "num_programs": 528, "maxnreg": 128},
-    "t64w8": {"tile": 64, "num_warps": 8, "num_programs": 264},
-    "t32w2": {"tile": 32, "num_warps": 2, "num_stages": 5, "num_programs": 660},
-    "t64p1": {"tile": 64, "num_stages": 7, "num_programs": 132},
+    "t64s5p396": {"tile": 64, "num_stages": 5, "num_programs": 396},
+    "t64s7p264": {"tile": 64, "num_stages": 7, "num_programs": 264},
+    "t64s7p132": {"tile": 64, "num_stages": 7, "num_programs": 132},
+    "t32s7p528": {"tile": 32, "num_stages": 7, "num_programs": 528, "maxnreg": 128},
+    "t32s7p264": {"tile": 32, "num_stages": 7, "num_programs": 264},
+    "t32s9p396": {"tile": 32, "num_stages": 9, "num_programs": 396},
+    "t64s5p528": {"tile": 64, "num_stages": 5, "num_programs": 528, "maxnreg": 128},
 }
 
 
@@ -160,7 +162,7 @@ def bench_decode(tune: bool, page: int = 64) -> list[Result]:
     for fp8, batch, context in cases:
         data = Batch([context] * batch, [1] * batch, page, layers_for(batch * context, 1 if fp8 else 2), fp8)
         data_bytes = batch * context * KV_HEADS * DIM * 2 * (1 if fp8 else 2)
-        for name, options in DECODE_VARIANTS.items() if tune else [("default", {})]:
+        for name, options in DECODE_VARIANTS.items() if tune else [("default", decode_tuning(batch, fp8))]:
             results.append(_decode_case(data, data_bytes, page, name, options) | {
                 "batch": batch, "context": context, "kv": "fp8" if fp8 else "bf16", "fa3_us": FA3_US[batch, context],
             })  # fmt: skip
@@ -171,7 +173,10 @@ def bench_decode(tune: bool, page: int = 64) -> list[Result]:
     for name, lens, query in (("ragged", ragged, 1), ("verify4", [1024] * 32, 4), ("long", [32768], 1)):
         data = Batch(lens, [query] * len(lens), page, layers_for(sum(lens), 2))
         size = sum(lens) * KV_HEADS * DIM * 4
-        results.append(_decode_case(data, size, page, name, {"max_query_len": query}) | {"batch": len(lens)})
+        results.append(
+            _decode_case(data, size, page, name, {"max_query_len": query} | decode_tuning(len(lens)))
+            | {"batch": len(lens)}
+        )
         print(json.dumps(results[-1]), flush=True)
     return results
 
@@ -197,13 +202,15 @@ def _decode_case(data: Batch, data_bytes: int, page: int, name: str, options: di
     }  # fmt: skip
 
 
-EXTEND_VARIANTS: dict[str, dict[str, int]] = {
+EXTEND_VARIANTS: dict[str, dict[str, Any]] = {
     "n64": {},
-    "n64s3": {"num_stages": 3},
-    "n64s7": {"num_stages": 7},
-    "n128s3": {"block_n": 128, "num_stages": 3},
     "m64w4": {"block_m": 64, "num_warps": 4},
-    "m64w4n128": {"block_m": 64, "num_warps": 4, "block_n": 128, "num_stages": 3},
+    "tma_n64s3": {"num_stages": 3, "tma": True},
+    "tma_n64s4": {"num_stages": 4, "tma": True},
+    "tma_n128s2": {"block_n": 128, "num_stages": 2, "tma": True},
+    "tma_n128s3": {"block_n": 128, "num_stages": 3, "tma": True},
+    "tma_m64w4s3": {"block_m": 64, "num_warps": 4, "num_stages": 3, "tma": True},
+    "tma_m64w4n128s2": {"block_m": 64, "num_warps": 4, "block_n": 128, "num_stages": 2, "tma": True},
 }
 
 
@@ -237,7 +244,7 @@ def bench_extend(tune: bool) -> list[Result]:
     return results
 
 
-def _extend_case(data: Batch, page: int, variant: str, options: dict[str, int], flops: float) -> Result:
+def _extend_case(data: Batch, page: int, variant: str, options: dict[str, Any], flops: float) -> Result:
     op = PagedExtend(num_kv_heads=KV_HEADS, group=GROUP, head_dim=DIM, page_size=page, **options)
     lens, query_lens = (data.seq_lens.cpu().numpy(), data.starts.diff().cpu().numpy())
     tiles = torch.from_numpy(plan_extend(query_lens, lens - query_lens, op.tokens_per_tile)).to(DEVICE)
@@ -257,60 +264,52 @@ def _extend_case(data: Batch, page: int, variant: str, options: dict[str, int], 
 def bench_glue() -> list[Result]:
     """Memory-bound ops against the same written in torch, and against the bytes they must move."""
     results: list[Result] = []
+    for tokens in (1, 64, 256, 2048, 8192):
+        for name, size, make, make_torch in _glue_ops(tokens):
+            line = {"op": name, "tokens": tokens, "us": round(graph_time(rotate(make, size)) * 1e6, 2)}
+            line["floor_us"] = round(size / FLOOR_TBS / 1e6, 2)
+            if make_torch is not None:
+                line["torch_us"] = round(graph_time(rotate(make_torch, size)) * 1e6, 2)
+            results.append(line)
+            print(json.dumps(line), flush=True)
+    return results + _bench_step_inputs()
 
-    def add(name: str, tokens: int, size: int, make: Callable[[], Callable[[], object]], torch_op: Any = None) -> None:
-        seconds = graph_time(rotate(make, size))
-        line = {"op": name, "tokens": tokens, "us": round(seconds * 1e6, 2), "floor_us": round(size / 3e6, 2)}
-        if torch_op is not None:
-            line["torch_us"] = round(graph_time(rotate(torch_op, size)) * 1e6, 2)
-        results.append(line)
-        print(json.dumps(line), flush=True)
 
+Make = Callable[[], Callable[[], object]]
+
+
+def _glue_ops(tokens: int) -> list[tuple[str, int, Make, Make | None]]:
+    """(name, bytes that must move, makes a call on fresh data, the same in torch)."""
     weight = torch.randn(HIDDEN, device=DEVICE, dtype=torch.bfloat16)
     cos_sin = torch.randn(8192, DIM, device=DEVICE)
-    for tokens in (1, 64, 256, 2048, 8192):
 
-        def normal(size: int, tokens: int = tokens) -> torch.Tensor:
-            return torch.randn(tokens, size, device=DEVICE, dtype=torch.bfloat16)
+    def on(op: Callable[..., object], *sizes: int) -> Make:
+        def make() -> Callable[[], object]:
+            data = [torch.randn(tokens, size, device=DEVICE, dtype=torch.bfloat16) for size in sizes]
+            return lambda: op(*data)
 
-        def norm() -> Callable[[], object]:
-            x, residual = normal(HIDDEN), normal(HIDDEN)
-            return lambda: add_rms_norm(x, residual, weight, 1e-5)
+        return make
 
-        def norm_torch() -> Callable[[], object]:
-            x, residual = normal(HIDDEN), normal(HIDDEN)
-            return lambda: F.rms_norm(residual.add_(x), (HIDDEN,), weight, 1e-5)
+    def rope() -> Callable[[], object]:
+        x = torch.randn(tokens, (HEADS + 2 * KV_HEADS) * DIM, device=DEVICE, dtype=torch.bfloat16)
+        k, v = (torch.empty(tokens // 64 + 1, KV_HEADS, 64, DIM, device=DEVICE, dtype=x.dtype) for _ in range(2))
+        positions = torch.arange(tokens, device=DEVICE, dtype=torch.int32)
+        slots = torch.randperm(tokens, device=DEVICE)
+        return lambda: rope_and_cache(x, cos_sin, positions, slots, k, v, HEADS, KV_HEADS, DIM)
 
-        def norm_fp8() -> Callable[[], object]:
-            x, residual = normal(HIDDEN), normal(HIDDEN)
-            return lambda: rms_norm_fp8(x, residual, weight, 1e-5)
+    def norm_torch(x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(residual.add_(x), (HIDDEN,), weight, 1e-5)
 
-        def silu() -> Callable[[], object]:
-            x = normal(2 * INNER)
-            return lambda: silu_and_mul(x)
-
-        def silu_torch() -> Callable[[], object]:
-            x = normal(2 * INNER)
-            return lambda: F.silu(x[:, :INNER]) * x[:, INNER:]
-
-        def silu_fp8() -> Callable[[], object]:
-            x = normal(2 * INNER)
-            return lambda: silu_and_mul_fp8(x)
-
-        def rope() -> Callable[[], object]:
-            x = normal((HEADS + 2 * KV_HEADS) * DIM)
-            k, v = (torch.empty(tokens // 64 + 1, KV_HEADS, 64, DIM, device=DEVICE, dtype=x.dtype) for _ in range(2))
-            positions = torch.arange(tokens, device=DEVICE, dtype=torch.int32)
-            slots = torch.randperm(tokens, device=DEVICE)
-            return lambda: rope_and_cache(x, cos_sin, positions, slots, k, v, HEADS, KV_HEADS, DIM)
-
-        add("add_rms_norm", tokens, tokens * HIDDEN * 8, norm, norm_torch)
-        add("add_rms_norm_fp8", tokens, tokens * HIDDEN * 7, norm_fp8)
-        add("silu_and_mul", tokens, tokens * INNER * 6, silu, silu_torch)
-        add("silu_and_mul_fp8", tokens, tokens * INNER * 5, silu_fp8)
-        add("rope_and_cache", tokens, tokens * (HEADS + 2 * KV_HEADS) * DIM * 4, rope)
-    results += _bench_step_inputs()
-    return results
+    norm = on(lambda x, residual: add_rms_norm(x, residual, weight, 1e-5), HIDDEN, HIDDEN)
+    norm_fp8 = on(lambda x, residual: rms_norm_fp8(x, residual, weight, 1e-5), HIDDEN, HIDDEN)
+    silu_torch = on(lambda x: F.silu(x[:, :INNER]) * x[:, INNER:], 2 * INNER)
+    return [
+        ("add_rms_norm", tokens * HIDDEN * 8, norm, on(norm_torch, HIDDEN, HIDDEN)),
+        ("add_rms_norm_fp8", tokens * HIDDEN * 7, norm_fp8, None),
+        ("silu_and_mul", tokens * INNER * 6, on(silu_and_mul, 2 * INNER), silu_torch),
+        ("silu_and_mul_fp8", tokens * INNER * 5, on(silu_and_mul_fp8, 2 * INNER), None),
+        ("rope_and_cache", tokens * (HEADS + 2 * KV_HEADS) * DIM * 4, rope, None),
+    ]
 
 
 def _bench_step_inputs() -> list[Result]:
@@ -325,6 +324,7 @@ def _bench_step_inputs() -> list[Result]:
         "block_counts": ints * 0 + 1, "block_pages": ints,
     }  # fmt: skip
     buffer = np.empty(1 << 16, np.int32)
+    pack_step(buffer, **plan)
     start = time.perf_counter()
     for _ in range(100):
         size = pack_step(buffer, **plan)
@@ -352,56 +352,126 @@ def _bench_step_inputs() -> list[Result]:
 
 
 def bench_layer() -> list[Result]:
-    """A whole decoder layer of Llama 3.1 8B (cuBLAS and these kernels) in one graph, with dependent launch and without."""
+    """A decoder layer of Llama 3.1 8B (cuBLAS and these kernels) in one graph, with dependent launch and without."""
     layers = 8
     shapes = [(6144, HIDDEN), (HIDDEN, HIDDEN), (2 * INNER, HIDDEN), (HIDDEN, INNER)]
     weights = [
         [torch.randn(n, k, device=DEVICE, dtype=torch.bfloat16) * k**-0.5 for n, k in shapes] for _ in range(layers)
     ]
-    norm = torch.ones(HIDDEN, device=DEVICE, dtype=torch.bfloat16)
-    cos_sin = torch.randn(8192, DIM, device=DEVICE)
     results = []
     for batch, context in ((1, 1024), (64, 1024), (256, 512)):
+        gemms = graph_time([partial(_gemms, batch, weight) for weight in weights])
         data = Batch([context] * batch, [1] * batch, 64, layers)
-        op = PagedDecode(num_kv_heads=KV_HEADS, group=GROUP, head_dim=DIM, page_size=64, max_rows=1024, device=DEVICE)
-        op.plan(data.seq_lens, data.starts)
-        x, residual = (torch.randn(batch, HIDDEN, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
-        positions = data.seq_lens - 1
-        slots = data.table.gather(1, (positions // 64)[:, None].long())[:, 0].long() * 64 + positions % 64
-
-        def layer(i: int, pdl: bool, gemms: bool = True) -> None:
-            qkv_w, out_w, up_w, down_w = weights[i]
-            k, v = data.kv[i]
-            hidden, _ = add_rms_norm(x, residual, norm, 1e-5, pdl=pdl)
-            qkv = F.linear(hidden, qkv_w)
-            q = rope_and_cache(qkv, cos_sin, positions, slots, k, v, HEADS, KV_HEADS, DIM, pdl=pdl)
-            op(q, k, v, data.table, data.seq_lens, data.starts, DIM**-0.5, data.out, pdl=pdl)
-            projected = F.linear(data.out.view(batch, -1), out_w)
-            hidden, _ = add_rms_norm(projected, residual, norm, 1e-5, pdl=pdl)
-            F.linear(silu_and_mul(F.linear(hidden, up_w), pdl=pdl), down_w)
-
-        def gemms(i: int) -> None:
-            qkv_w, out_w, up_w, down_w = weights[i]
-            F.linear(x, qkv_w), F.linear(x, out_w)
-            F.linear(F.linear(x, up_w)[:, :INNER], down_w)
-
-        only = graph_time([lambda i=i: gemms(i) for i in range(layers)])
         for pdl in (False, True):
-            seconds = graph_time([lambda i=i: layer(i, pdl) for i in range(layers)])
-            line = {"op": "layer", "batch": batch, "context": context, "pdl": pdl, "us": round(seconds * 1e6, 2)}
-            results.append(line | {"gemms_us": round(only * 1e6, 2)})
+            seconds = graph_time(_layer_calls(data, weights, pdl))
+            results.append({
+                "op": "layer", "batch": batch, "context": context, "pdl": pdl, "us": round(seconds * 1e6, 2),
+                "gemms_us": round(gemms * 1e6, 2),
+            })  # fmt: skip
             print(json.dumps(results[-1]), flush=True)
     return results
+
+
+def _gemms(batch: int, weights: list[torch.Tensor]) -> None:
+    qkv, out, up, down = weights
+    x = torch.ones(batch, HIDDEN, device=DEVICE, dtype=torch.bfloat16)
+    F.linear(x, qkv), F.linear(x, out)
+    F.linear(F.linear(x, up)[:, :INNER], down)
+
+
+def _layer_calls(data: Batch, weights: list[list[torch.Tensor]], pdl: bool) -> list[Callable[[], object]]:
+    batch = len(data.lens)
+    op = PagedDecode(
+        num_kv_heads=KV_HEADS, group=GROUP, head_dim=DIM, page_size=64, max_rows=1024, device=DEVICE,
+        **decode_tuning(batch),
+    )  # fmt: skip
+    op.plan(data.seq_lens, data.starts)
+    norm = torch.ones(HIDDEN, device=DEVICE, dtype=torch.bfloat16)
+    cos_sin = torch.randn(8192, DIM, device=DEVICE)
+    x, residual = (torch.randn(batch, HIDDEN, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    positions = data.seq_lens - 1
+    slots = data.table.gather(1, (positions // 64)[:, None].long())[:, 0].long() * 64 + positions % 64
+
+    def layer(i: int) -> None:
+        qkv_w, out_w, up_w, down_w = weights[i]
+        k, v = data.kv[i]
+        hidden, _ = add_rms_norm(x, residual, norm, 1e-5, pdl=pdl)
+        q = rope_and_cache(F.linear(hidden, qkv_w), cos_sin, positions, slots, k, v, HEADS, KV_HEADS, DIM, pdl=pdl)
+        op(q, k, v, data.table, data.seq_lens, data.starts, DIM**-0.5, data.out, pdl=pdl)
+        hidden, _ = add_rms_norm(F.linear(data.out.view(batch, -1), out_w), residual, norm, 1e-5, pdl=pdl)
+        F.linear(silu_and_mul(F.linear(hidden, up_w), pdl=pdl), down_w)
+
+    return [partial(layer, i) for i in range(len(weights))]
+
+
+SAMPLING: dict[str, dict[str, float]] = {
+    "greedy": {"temperature": 0.0}, "gumbel": {}, "top_k50": {"top_k": 50}, "top_p0.9": {"top_p": 0.9},
+    "top_k50_top_p0.9": {"top_k": 50, "top_p": 0.9}, "min_p0.05": {"min_p": 0.05},
+    "penalties": {"repetition": 1.2, "presence": 0.5},
+}  # fmt: skip
+
+
+def bench_sample() -> list[Result]:
+    """A step's draws over Llama 3's vocabulary, every row with the same parameters; torch sorts."""
+    vocab, results = 128256, []
+    for batch, (name, parameters) in itertools.product((1, 64, 256), SAMPLING.items()):
+        logits = torch.randn(batch, vocab, device=DEVICE, dtype=torch.bfloat16) * 3
+        tables, sampler = SamplingTables.empty(batch, vocab, DEVICE), Sampler(batch, vocab, DEVICE)
+        defaults = {
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "min_p": 0.0,
+            "repetition": 1.0,
+            "frequency": 0.0,
+            "presence": 0.0,
+        }
+        numbers = [parameters.get(key, value) for key, value in defaults.items()]
+        tables.floats[:, :6] = torch.tensor(numbers, device=DEVICE)
+        tables.ints[:, 0], tables.ints[:, 5] = int(parameters.get("top_k", 0)), 2 if name == "penalties" else 0
+        tables.seeds.copy_(torch.arange(batch))
+        rows = torch.arange(batch, device=DEVICE, dtype=torch.int32)
+        ints = [torch.zeros(batch, device=DEVICE, dtype=torch.int32) for _ in range(3)]
+        out = {
+            "tokens": ints[0],
+            "ranks": ints[1],
+            "last_token": ints[2],
+            "logprobs": torch.zeros(batch, device=DEVICE),
+        }
+        out["failed"] = torch.zeros(batch, device=DEVICE, dtype=torch.int8)
+
+        calls = partial(_sample_step, logits, rows, tables, sampler, out)
+        line = {"op": "sample", "case": name, "batch": batch, "us": round(graph_time([calls] * 8, replays=7) * 1e6, 1)}
+        line["floor_us"] = round(logits.nbytes / FLOOR_TBS / 1e6, 1)
+        if name in ("greedy", "top_p0.9"):
+            other = torch.argmax if name == "greedy" else _torch_top_p
+            line["torch_us"] = round(graph_time([partial(other, logits, -1)] * 4, replays=5) * 1e6, 1)
+        results.append(line)
+        print(json.dumps(line), flush=True)
+    return results
+
+
+def _sample_step(
+    logits: torch.Tensor, rows: torch.Tensor, tables: SamplingTables, sampler: Sampler, out: dict[str, torch.Tensor]
+) -> None:
+    process_logits(logits, rows, rows, tables, sampler.processed)
+    sampler(logits, rows, rows, tables, **out)
+
+
+def _torch_top_p(logits: torch.Tensor, dim: int) -> torch.Tensor:
+    values, ids = logits.float().sort(dim=dim, descending=True)
+    probabilities = values.softmax(dim)
+    probabilities = probabilities.masked_fill(probabilities.cumsum(dim) - probabilities > 0.9, 0)
+    noise = torch.empty_like(probabilities).exponential_()
+    return ids.gather(dim, (probabilities / noise).argmax(dim, keepdim=True))
 
 
 def run_tests() -> Result:
     """The kernels' own tests, on this GPU, in parallel processes."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(min(14, os.cpu_count() or 1)), "-p", "no:cacheprovider"]
     command += ["tests/kernels_triton", "--deselect", "tests/kernels_triton/test_compiles_ahead.py"]
-    start = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     lines = done.stdout.strip().splitlines()
-    print("\n".join(lines[-25:]), done.stderr[-1500:], flush=True)
+    print("\n".join(lines[-25:]), done.stderr[-300:], flush=True)
     return {
         "op": "tests",
         "ok": done.returncode == 0,
@@ -421,7 +491,7 @@ def ceilings() -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", default=os.path.join(os.environ.get("OUT", "."), "gpu-kernels.json"))
-    parser.add_argument("--only", default="check,decode,extend,glue,layer")
+    parser.add_argument("--only", default="check,decode,extend,glue,layer,sample")
     parser.add_argument("--tune", action="store_true", help="time every variant, not only the defaults")
     options = parser.parse_args()
     import triton
@@ -434,6 +504,7 @@ def main() -> None:
     sections: dict[str, Callable[[], list[Result]]] = {
         "check": lambda: [run_tests()], "decode": lambda: bench_decode(options.tune),
         "extend": lambda: bench_extend(options.tune), "glue": bench_glue, "layer": bench_layer,
+        "sample": bench_sample,
     }  # fmt: skip
     report["results"] += ceilings()
     for name in options.only.split(","):

@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.embedding import embedding
@@ -23,8 +24,10 @@ from octavo.kernels.triton.launch import pipeline_stages
 from octavo.kernels.triton.paged_decode import PagedDecode
 from octavo.kernels.triton.paged_extend import PagedExtend
 from octavo.kernels.triton.prepare_step import prepare_step, write_blocks
+from octavo.kernels.triton.process_logits import SamplingTables, process_logits
 from octavo.kernels.triton.rms_norm import add_rms_norm, rms_norm_fp8
 from octavo.kernels.triton.rope_and_cache import rope_and_cache
+from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
 
 TARGETS = {
@@ -34,7 +37,8 @@ TARGETS = {
 }
 _TYPES = {
     torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float8_e4m3fn: "fp8e4nv",
-    torch.int32: "i32", torch.int64: "i64", torch.uint32: "u32", torch.uint8: "u8", torch.bool: "i1",
+    torch.int32: "i32", torch.int64: "i64", torch.uint32: "u32", torch.uint8: "u8",
+    torch.int8: "i8", torch.int16: "i16", torch.bool: "i1",
 }  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
 
@@ -64,7 +68,10 @@ def compile_launch(kernel: JITFunction, arguments: dict[str, Any], options: dict
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, TensorDescriptor):
+            block = ", ".join(map(str, value.block_shape))
+            signature[parameter.name] = f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
+        elif isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + _TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif parameter.is_constexpr or value is None or value == 1:
@@ -123,10 +130,24 @@ def glue_calls(fp8: bool) -> list[Callable[[], object]]:
     return calls
 
 
+def sample_calls() -> list[Callable[[], object]]:
+    logits, ints = torch.empty(4, 128256, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.int32)
+    tables, sampler = SamplingTables.empty(4, 128256, logits.device), Sampler(4, 128256, logits.device)
+    out = {"tokens": ints, "logprobs": torch.empty(4), "ranks": ints, "failed": torch.empty(4, dtype=torch.int8)}
+    return [
+        lambda: process_logits(logits, ints, ints, tables, sampler.processed),
+        lambda: sampler(logits, ints, ints, tables, **out, last_token=ints),
+    ]
+
+
 def main(name: str) -> None:
     target = TARGETS[name]
     fp8 = name != "sm_80"  # e4m3 came with sm_89
-    calls = attention_calls(False, num_stages=pipeline_stages(hip=target.backend == "hip")) + glue_calls(fp8)
+    calls = (
+        attention_calls(False, num_stages=pipeline_stages(hip=target.backend == "hip"))
+        + glue_calls(fp8)
+        + sample_calls()
+    )
     for kernel, arguments, options in record(calls):
         compiled = compile_launch(kernel, arguments, options, target)
         line = {"kernel": kernel.__name__, "shared": compiled.metadata.shared}

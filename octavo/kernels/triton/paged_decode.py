@@ -256,6 +256,17 @@ def decode_kernel(
             offset = 0
 
 
+def decode_tuning(max_rows: int, fp8: bool = False) -> dict[str, int]:
+    """Tuning of `PagedDecode` on an H100 (132 multiprocessors) for steps, or graphs, of up to `max_rows` rows.
+
+    Few rows leave a program little to do but to merge, so that there fewer programs are faster; many rows need four
+    a multiprocessor to keep the memory busy across the ends of segments.
+    """
+    if max_rows <= 4:
+        return {"tile": 64, "num_stages": 7, "num_programs": 132}
+    return {"tile": 32, "num_stages": 7, "num_programs": 528, "maxnreg": 128}
+
+
 class PagedDecode:
     """Decode attention of one layer kind: its compile-time options, its plan and its workspace.
 
