@@ -34,7 +34,7 @@ Octavo's own, 6 where `octavo chat` finds no server, and 130 after Ctrl-C.
 """
 
 _METRICS_INTRODUCTION = """\
-`GET /metrics` has these in Prometheus' text format. Figures that mean the same in vLLM are there under its names as well,
+`GET /metrics` has these in Prometheus' text format. Figures that mean the same in vLLM are there under its names too,
 so that dashboards and autoscalers made for it work. Labels are the model's name, reasons, routes and statuses: no
 client chooses one.
 """
