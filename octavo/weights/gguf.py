@@ -228,7 +228,8 @@ class _Header:
         if kind != _STRING:
             code, _ = _SCALARS[kind]
             view = np.frombuffer(self._data, np.dtype("<" + code if code != "?" else "?"), count, self._at)
-            return view.tolist()
+            values: list[Any] = view.tolist()
+            return values
         data, at, unpack = self._data, self._at, struct.Struct("<Q").unpack_from
         out = []
         for _ in range(count):

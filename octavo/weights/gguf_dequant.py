@@ -54,7 +54,7 @@ def _nibbles(data: Bytes) -> Bytes:
 
 def _fifth_bits(data: Bytes) -> Bytes:
     """[n, 4] → [n, 32]: bit i of the little-endian word, shifted to the place of 16."""
-    return np.unpackbits(data, axis=1, bitorder="little") << 4
+    return np.unpackbits(data, axis=1, bitorder="little") << np.uint8(4)
 
 
 def q4_0(blocks: Bytes) -> Floats:

