@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from octavo.kernels import native
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [T, H] / sqrt(mean(x²) + eps) * weight [H]; the mean in float32."""
+    if native.usable(x, weight):
+        return native.rms_norm(x, None, weight, eps)
     values = x.float()
     normed = values * torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
     return normed.to(x.dtype) * weight
@@ -16,5 +20,7 @@ def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(rms_norm(x + residual), x + residual); `residual` may be overwritten."""
+    if native.usable(x, residual, weight):
+        return native.rms_norm(x, residual, weight, eps), residual
     total = x + residual
     return rms_norm(total, weight, eps), total

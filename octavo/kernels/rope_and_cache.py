@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from octavo.kernels import native
+
 
 def rope_and_cache(
     qkv: torch.Tensor,
@@ -28,6 +30,10 @@ def rope_and_cache(
     Returns:
         q, rotated: [T, num_heads, head_dim].
     """
+    if native.usable(qkv, cos_sin) and native.usable_caches(k_cache, v_cache):
+        return native.rope_and_cache(
+            qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, num_heads, num_kv_heads, head_dim
+        )
     count, page_size = qkv.shape[0], k_cache.shape[2]
     heads = qkv.view(count, num_heads + 2 * num_kv_heads, head_dim)
     turned, values = heads[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from octavo.kernels import native
+
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """[T, 2 I] (gate, then up) → silu(gate) * up, [T, I]."""
+    if native.usable(gate_up):
+        return native.silu_and_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up

@@ -56,6 +56,8 @@ class Int8:
         return y if params.bias is None else y + params.bias
 
     def rows(self, ids: torch.Tensor, params: Int8Params) -> torch.Tensor:
+        if native.available() and ids.is_contiguous():
+            return native.int8_rows(ids, params.weight, params.scale)
         return params.weight[ids].float() * params.scale[ids, None]
 
     def plain(self) -> Plain:

@@ -1,12 +1,15 @@
 """The compiled CPU kernels: a plain shared library, called through ctypes, on the threads that torch computes with.
 
-Functions take contiguous float32 CPU tensors unless they say otherwise; their callers in `octavo.kernels` see to it.
+Functions here take contiguous CPU tensors, float32 unless they say otherwise; their callers in `octavo.kernels` and
+`octavo.quant` see to it. `capture` records the calls of a forward pass, to be replayed by one call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,24 +18,41 @@ import torch
 
 LIBRARY = Path(__file__).with_name("liboctavo.so")
 
+_FORMATS = {  # the fields of each kernel's argument struct: q is a pointer or an integer, d a double
+    "rms_norm": "6qd",
+    "silu_and_mul": "4q",
+    "rope_and_cache": "13q",
+    "int8_rows": "6q",
+    "int8_linear": "9q",
+    "quantize_weight": "5q",
+    "gumbel_argmax": "6qd",
+}
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of keys and values, as in common.h
+_PARALLEL_FROM = 1 << 15  # elements touched; less is done sooner by one thread
 
-class _State:
-    """What `configure` decided. `ops`: name → the function for this CPU."""
 
-    library: ctypes.CDLL | None = None
+class _State(threading.local):
+    """Of each thread: its scratch memory, and the recording that is under way."""
+
+    scratch: torch.Tensor = torch.empty(0, dtype=torch.uint8)
+    tape: Any = None
+
+
+class _Library:
+    """What `configure` decided. `ops`: name → the address of the kernel for this CPU, and its argument packer."""
+
+    handle: ctypes.CDLL | None = None
     enabled = True
     reason = ""
-    ops: dict[str, Callable[..., Any]]
+    threads = 1
+    ops: dict[str, tuple[int, Callable[..., bytes]]]
+    run: Callable[[int, bytes, int], None]
+    play: Callable[[int, int, int], None]
 
 
-_state = _State()
-_state.ops = {}
-
-_P, _L, _F, _I, _U64 = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int, ctypes.c_uint64
-_SIGNATURES: dict[str, list[Any]] = {
-    "int8_linear": [_P, _P, _P, _P, _P, _L, _L, _L],
-    "quantize_weight": [_P, _P, _P, _L, _L],
-}
+_local = _State()
+_library = _Library()
+_library.ops = {}
 
 
 def configure(*, enabled: bool = True, threads: int | None = None, avx2: bool | None = None) -> None:
@@ -42,75 +62,182 @@ def configure(*, enabled: bool = True, threads: int | None = None, avx2: bool | 
         threads: how many they may use; None means torch's own number.
         avx2: False takes the portable kernels on any CPU, for tests.
     """
-    _state.enabled = enabled
+    _library.enabled = enabled
     if not enabled:
-        _state.reason = "switched off"
+        _library.reason = "switched off"
         return
-    if _state.library is None:
-        if not LIBRARY.is_file():
-            _state.reason = "they were not compiled when Octavo was installed: there was no C compiler"
-            return
-        try:
-            _state.library = ctypes.CDLL(str(LIBRARY))
-        except OSError as error:
-            _state.reason = str(error)
-            return
-    library = _state.library
-    variant = "avx2" if library.octavo_has_avx2() and avx2 is not False else "plain"
-    for name, arguments in _SIGNATURES.items():
-        function = getattr(library, f"octavo_{name}_{variant}")
-        function.argtypes, function.restype = arguments, None
-        _state.ops[name] = function
-    parallel, thread_num = _torch_pool()
-    library.octavo_configure.argtypes = [_P, _P, _I]
-    library.octavo_configure(parallel, thread_num, threads or torch.get_num_threads())
+    if _library.handle is None and not _open():
+        return
+    handle = _library.handle
+    variant = "avx2" if handle.octavo_has_avx2() and avx2 is not False else "plain"
+    for name, fields in _FORMATS.items():
+        address = _address(getattr(handle, f"octavo_{name}_{variant}"))
+        _library.ops[name] = address, struct.Struct(fields).pack
+    _library.threads = threads or torch.get_num_threads()
 
 
-def _torch_pool() -> tuple[int | None, int | None]:
-    """Addresses of GOMP_parallel and omp_get_thread_num in the OpenMP library that torch has loaded.
+def _open() -> bool:
+    if not LIBRARY.is_file():
+        _library.reason = "they were not compiled when Octavo was installed: there was no C compiler"
+        return False
+    try:
+        handle = ctypes.CDLL(str(LIBRARY))
+        handle.octavo_run.argtypes, handle.octavo_run.restype = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int], None
+        handle.octavo_play.argtypes, handle.octavo_play.restype = [ctypes.c_void_p, ctypes.c_long, ctypes.c_int], None
+        handle.octavo_configure.argtypes = [ctypes.c_void_p] * 3
+        handle.octavo_configure(*_torch_pool())
+    except (OSError, AttributeError) as error:
+        _library.reason = str(error)
+        return False
+    _library.handle, _library.run, _library.play = handle, handle.octavo_run, handle.octavo_play
+    return True
 
-    With one pool, torch's threads and ours are the same; two would fight for the cores. LLVM's libomp has both too.
+
+def _torch_pool() -> tuple[int | None, int | None, int | None]:
+    """GOMP_parallel, omp_get_thread_num and omp_get_num_threads of the OpenMP library that torch has loaded.
+
+    With one pool, torch's threads and ours are the same; two would fight for the cores. LLVM's libomp has them too.
     """
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
     try:
         paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
     except OSError:
-        return None, None
+        return None, None, None
     for path in sorted(paths):
         if not os.path.basename(path).startswith(("libgomp", "libomp", "libiomp")):
             continue
         library = ctypes.CDLL(path)
-        if hasattr(library, "GOMP_parallel") and hasattr(library, "omp_get_thread_num"):
-            return _address(library.GOMP_parallel), _address(library.omp_get_thread_num)
-    return None, None
+        if all(hasattr(library, name) for name in names):
+            run, index, count = (_address(getattr(library, name)) for name in names)
+            return run, index, count
+    return None, None, None
 
 
-def _address(function: Any) -> int | None:
-    return ctypes.cast(function, ctypes.c_void_p).value
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def available() -> bool:
     """Whether compiled kernels are used."""
-    return _state.enabled and bool(_state.ops)
+    return _library.enabled and bool(_library.ops)
 
 
 def reason() -> str:
     """Why they are not."""
-    return _state.reason
+    return _library.reason
+
+
+def usable(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels are there and can take these: contiguous float32 on the CPU."""
+    return (
+        _library.enabled
+        and bool(_library.ops)
+        and all(x.dtype is torch.float32 and x.is_cpu and x.is_contiguous() for x in tensors)
+    )
+
+
+def usable_caches(*caches: torch.Tensor) -> bool:
+    """Whether the kernels can use these pages: contiguous, on the CPU, of a type they know."""
+    return all(x.dtype in _TYPES and x.is_cpu and x.is_contiguous() for x in caches)
+
+
+def _call(name: str, work: int, *fields: float) -> None:
+    """Run a kernel; `work` (elements touched) decides between one thread and all."""
+    address, pack = _library.ops[name]
+    arguments = pack(*fields)
+    threads = _library.threads if work >= _PARALLEL_FROM else 1
+    if _local.tape is not None:
+        _local.tape.record(address, arguments, threads)
+    _library.run(address, arguments, threads)
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape) if _local.tape is None else _local.tape.empty(shape)
+
+
+def _scratch(nbytes: int) -> int:
+    """Address of at least so many bytes, for the length of one kernel."""
+    if _local.scratch.numel() < nbytes:
+        _local.scratch = torch.empty(nbytes + nbytes // 4, dtype=torch.uint8)
+    if _local.tape is not None:
+        _local.tape.keep(_local.scratch)
+    return _local.scratch.data_ptr()
+
+
+def rms_norm(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [T, H] normed; with a residual [T, H], x is added to it, in place, first."""
+    y = _empty(*x.shape)
+    address = 0 if residual is None else residual.data_ptr()
+    _call("rms_norm", x.numel(), x.data_ptr(), address, weight.data_ptr(), y.data_ptr(), *x.shape, eps)
+    return y
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """[T, 2 I] → silu(first half) * second half, [T, I]."""
+    count, size = x.shape
+    y = _empty(count, size // 2)
+    _call("silu_and_mul", x.numel() * 4, x.data_ptr(), y.data_ptr(), count, size // 2)
+    return y
+
+
+def rope_and_cache(
+    qkv: torch.Tensor,
+    cos_sin: torch.Tensor,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> torch.Tensor:
+    """See `octavo.kernels.rope_and_cache`; positions int32, slot_mapping int64, caches of any type of `_TYPES`."""
+    count = qkv.shape[0]
+    q = _empty(count, num_heads, head_dim)
+    _call(
+        "rope_and_cache",
+        qkv.numel(),
+        qkv.data_ptr(),
+        cos_sin.data_ptr(),
+        positions.data_ptr(),
+        slot_mapping.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        q.data_ptr(),
+        count,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        k_cache.shape[2],
+        _TYPES[k_cache.dtype],
+    )
+    return q
+
+
+def int8_rows(ids: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rows of an int8 matrix [N, K]: int64 ids [T] → [T, K]."""
+    y = _empty(len(ids), weight.shape[1])
+    _call("int8_rows", y.numel(), weight.data_ptr(), scale.data_ptr(), ids.data_ptr(), y.data_ptr(), *y.shape)
+    return y
 
 
 def int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x [T, K], weight int8 [N, K], scale [N], bias [N] → [T, N]; see `octavo.quant.int8`."""
     count, features = x.shape
-    y = torch.empty((count, weight.shape[0]))
-    _state.ops["int8_linear"](
+    outputs = weight.shape[0]
+    y = _empty(count, outputs)
+    _call(
+        "int8_linear",
+        count * features * outputs,
         x.data_ptr(),
         weight.data_ptr(),
         scale.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
+        _scratch(2 * count * (features + 31) + 4 * count + 64) if count > 1 or features > 4096 else 0,
         count,
         features,
-        weight.shape[0],
+        outputs,
     )
     return y
 
@@ -118,9 +245,28 @@ def int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias
 def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[N, K] → int8 [N, K], scale [N]."""
     q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
-    _state.ops["quantize_weight"](weight.data_ptr(), q.data_ptr(), scale.data_ptr(), *weight.shape)
+    _call("quantize_weight", weight.numel(), weight.data_ptr(), q.data_ptr(), scale.data_ptr(), *weight.shape)
     return q, scale
 
 
 def gumbel_argmax(logits: torch.Tensor, inv_temperature: float, seed: int, position: int) -> int:
-    raise RuntimeError(reason())
+    """argmax(logits [V] * inv_temperature + noise), the noise as `octavo.kernels.sampling.philox.gumbel_noise` has it.
+
+    Args:
+        seed: 64 bits.
+    """
+    count = logits.numel()
+    token = ctypes.c_int64()
+    signed = (seed & (1 << 64) - 1) - ((seed & 1 << 63) << 1)
+    _call(
+        "gumbel_argmax",
+        count * 8,
+        logits.data_ptr(),
+        _scratch(4 * (count // 32 + 1)),
+        ctypes.addressof(token),
+        count,
+        signed,
+        position & 0xFFFFFFFF,
+        inv_temperature,
+    )
+    return token.value

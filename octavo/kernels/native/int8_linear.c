@@ -1,168 +1,223 @@
 /* y[t, n] = sx[t] sw[n] sum_k qx[t, k] qw[n, k] + b[n]: 8-bit weights and activations, exact integer sums.
  *
- * Activations are quantised to 8 bits and held as int16; weights are widened to int16 in registers, and vpmaddwd adds
- * products in pairs to int32. A result depends on its own token and output only, so it is the same in every batch. */
+ * Activations are quantised to 8 bits and held as int16; weights are widened to int16, and vpmaddwd adds products in
+ * pairs to int32. A result depends on its own token and output only, so it is the same in every batch.
+ *
+ * Few tokens: the weights stream past once, so memory sets the pace. Many: four weight rows are widened once into the
+ * first-level cache and meet all tokens there. */
 #include "common.h"
 
-#define KPAD 16          /* activations are padded with zeros to whole vectors */
-#define MBLOCK 48        /* tokens whose activations stay in the second-level cache */
+#define KPAD 32    /* activations are padded with zeros to whole steps of the inner loop */
+#define STREAM 3   /* up to so many tokens the weights are widened on the fly */
+#define ALONE 4    /* up to so many tokens every thread quantises them for itself, which is quicker than to meet */
+#define MBLOCK 48  /* tokens whose activations stay in the second-level cache */
+#define NTASK 32   /* outputs of a task */
+
+typedef int16_t v8s_any __attribute__((vector_size(16), aligned(2), may_alias));
 
 INLINE long padded(long k) { return (k + KPAD - 1) / KPAD * KPAD; }
 
 /* float [K] -> int16 [padded K], returns the scale: the largest magnitude becomes 127. */
 INLINE float quantize_row(const float *x, long k, int16_t *q) {
-    v8f top = all8(0);
+    v8f top = all8(0), second = all8(0);
     long i = 0;
-    for (; i + 8 <= k; i += 8) {
-        v8f v = (v8f)((v8i)load8(x + i) & 0x7fffffff);
-        v8i more = v > top;
-        top = (v8f)(((v8i)v & more) | ((v8i)top & ~more));
+    for (; i + 16 <= k; i += 16) {
+        top = more8((v8f)((v8i)load8(x + i) & 0x7fffffff), top);
+        second = more8((v8f)((v8i)load8(x + i + 8) & 0x7fffffff), second);
     }
-    float largest = max8(top);
+    float largest = max8(more8(top, second));
     for (; i < k; i++) largest = MAX(largest, fabsf(x[i]));
     float scale = largest / 127.0f, inverse = 1.0f / MAX(scale, 1e-30f);
-    v8f magic = all8(12582912.0f);
+    v8f magic = all8(12582912.0f); /* 1.5 * 2^23: the sum's low bits are the rounded number */
     for (i = 0; i + 8 <= k; i += 8) {
-        v8f rounded = (load8(x + i) * inverse + magic) - magic;
-        typedef int16_t v8s __attribute__((vector_size(16), aligned(2), may_alias));
-        *(v8s *)(q + i) = __builtin_convertvector(__builtin_convertvector(rounded, v8i), v8s);
+        v8i rounded = (v8i)(load8(x + i) * inverse + magic) - (v8i)magic;
+        *(v8s_any *)(q + i) = __builtin_convertvector(rounded, v8s_any);
     }
     for (; i < k; i++) q[i] = (int16_t)((x[i] * inverse + 12582912.0f) - 12582912.0f);
     for (; i < padded(k); i++) q[i] = 0;
     return scale;
 }
 
+/* x [m, k], w [n, k], sw [n], bias [n] or null, y [m, n]; scratch: 2 m (k + 31) + 4 m + 64 bytes, shared by the team */
 typedef struct {
-    const float *x, *sw, *bias;
+    const float *x;
     const int8_t *w;
-    float *y, *sx;
-    int16_t *q;
-    long m, k, n;
-} job;
+    const float *sw, *bias;
+    float *y;
+    void *scratch;
+    int64_t m, k, n;
+} int8_linear_arguments;
 
-INLINE void finish(const job *j, long t, long n, int32_t sum) {
-    float y = (float)sum * j->sx[t] * j->sw[n];
-    j->y[t * j->n + n] = j->bias ? y + j->bias[n] : y;
+/* the quantised activations of one call */
+typedef struct {
+    const int16_t *q;
+    const float *sx;
+} activations;
+
+INLINE void finish(const int8_linear_arguments *a, activations act, long t, long n, int32_t sum) {
+    float y = (float)sum * act.sx[t] * a->sw[n];
+    a->y[t * a->n + n] = a->bias ? y + a->bias[n] : y;
 }
 
 #ifdef __AVX2__
 INLINE __m256i widen(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+INLINE __m256i load(const int16_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+INLINE __m256i dot2(__m256i acc, __m256i a, __m256i b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 
 /* the sums of four vectors, in order */
-INLINE __m128i sums4(__m256i a, __m256i b, __m256i c, __m256i d) {
-    __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+INLINE __m128i sums4(const __m256i v[4]) {
+    __m256i s = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
     return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
 }
 
-/* `tokens` (1 to 3, a constant) by 4 outputs; the last k % 16 weights of a row are read through a zeroed copy */
-INLINE void tile(const job *j, long t, long n, const int tokens) {
-    const long k = j->k, kp = padded(k), whole = k / KPAD * KPAD;
+INLINE void finish4(const int8_linear_arguments *a, activations act, long t, long n, const __m256i acc[4]) {
+    __m128 y = _mm_cvtepi32_ps(sums4(acc));
+    y = _mm_mul_ps(_mm_mul_ps(y, _mm_set1_ps(act.sx[t])), _mm_loadu_ps(a->sw + n));
+    if (a->bias) y = _mm_add_ps(y, _mm_loadu_ps(a->bias + n));
+    _mm_storeu_ps(a->y + t * a->n + n, y);
+}
+
+/* `tokens` (1 to 3, a constant) by 4 outputs, straight from memory */
+INLINE void stream_tile(const int8_linear_arguments *a, activations act, long n, const int tokens) {
+    const long k = a->k, kp = padded(k), whole = k / 64 * 64, ahead = k * 8;
     __m256i acc[3][4];
     for (int i = 0; i < tokens; i++)
         for (int o = 0; o < 4; o++) acc[i][o] = _mm256_setzero_si256();
-    const int8_t *w[4];
-    for (int o = 0; o < 4; o++) w[o] = j->w + (n + o) * k;
-    const int16_t *q = j->q + t * kp;
-    for (long c = 0; c < whole; c += KPAD) {
-        __m256i a[3];
-        for (int i = 0; i < tokens; i++) a[i] = _mm256_loadu_si256((const __m256i *)(q + i * kp + c));
-        for (int o = 0; o < 4; o++) {
-            __m256i wide = widen(w[o] + c);
-            for (int i = 0; i < tokens; i++) acc[i][o] = _mm256_add_epi32(acc[i][o], _mm256_madd_epi16(a[i], wide));
-        }
-    }
-    if (whole < k)
-        for (int o = 0; o < 4; o++) {
-            int8_t rest[KPAD] = {0};
-            memcpy(rest, w[o] + whole, (size_t)(k - whole));
-            __m256i wide = widen(rest);
-            for (int i = 0; i < tokens; i++) {
-                __m256i a = _mm256_loadu_si256((const __m256i *)(q + i * kp + whole));
-                acc[i][o] = _mm256_add_epi32(acc[i][o], _mm256_madd_epi16(a, wide));
+    const int8_t *w = a->w + n * k;
+    const int16_t *q = act.q;
+    for (long c = 0; c < whole; c += 64) {
+        for (int o = 0; o < 4; o++) __builtin_prefetch(w + o * k + c + ahead);
+        for (long s = c; s < c + 64; s += 16)
+            for (int o = 0; o < 4; o++) {
+                __m256i wide = widen(w + o * k + s);
+                for (int i = 0; i < tokens; i++) acc[i][o] = dot2(acc[i][o], load(q + i * kp + s), wide);
             }
+    }
+    for (long c = whole; c < k; c += 16)
+        for (int o = 0; o < 4; o++) {
+            int8_t rest[16] = {0};
+            memcpy(rest, w + o * k + c, (size_t)MIN(16, k - c));
+            __m256i wide = widen(rest);
+            for (int i = 0; i < tokens; i++) acc[i][o] = dot2(acc[i][o], load(q + i * kp + c), wide);
         }
-    __m128 scales = _mm_loadu_ps(j->sw + n);
-    for (int i = 0; i < tokens; i++) {
-        __m128 y = _mm_cvtepi32_ps(sums4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
-        y = _mm_mul_ps(_mm_mul_ps(y, _mm_set1_ps(j->sx[t + i])), scales);
-        if (j->bias) y = _mm_add_ps(y, _mm_loadu_ps(j->bias + n));
-        _mm_storeu_ps(j->y + (t + i) * j->n + n, y);
+    for (int i = 0; i < tokens; i++) finish4(a, act, i, n, acc[i]);
+}
+
+/* int8 [4][k] -> int16 [4][padded k] */
+INLINE void widen4(const int8_t *w, long k, int16_t *wide) {
+    const long kp = padded(k);
+    for (int o = 0; o < 4; o++) {
+        long c = 0;
+        for (; c + 16 <= k; c += 16) {
+            if (c % 64 == 0) __builtin_prefetch(w + (o + 4) * k + c);
+            _mm256_storeu_si256((__m256i *)(wide + o * kp + c), widen(w + o * k + c));
+        }
+        for (; c < k; c++) wide[o * kp + c] = w[o * k + c];
+        for (; c < kp; c++) wide[o * kp + c] = 0;
     }
 }
 
-INLINE int32_t dot(const int16_t *q, const int8_t *w, long k) {
-    __m256i acc = _mm256_setzero_si256();
-    long c = 0;
-    for (; c + KPAD <= k; c += KPAD)
-        acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_loadu_si256((const __m256i *)(q + c)), widen(w + c)));
-    int32_t lanes[8], sum = 0;
-    _mm256_storeu_si256((__m256i *)lanes, acc);
-    for (int i = 0; i < 8; i++) sum += lanes[i];
-    for (; c < k; c++) sum += q[c] * w[c];
-    return sum;
+/* `tokens` (1 to 3, a constant) by 4 outputs, from widened weights */
+INLINE void panel_tile(const int8_linear_arguments *a, activations act, const int16_t *w, long t, long n,
+                       const int tokens) {
+    const long kp = padded(a->k);
+    __m256i acc[3][4];
+    for (int i = 0; i < tokens; i++)
+        for (int o = 0; o < 4; o++) acc[i][o] = _mm256_setzero_si256();
+    const int16_t *q = act.q + t * kp;
+    for (long c = 0; c < kp; c += 32)
+        for (long s = c; s < c + 32; s += 16)
+            for (int o = 0; o < 4; o++) {
+                __m256i weights = load(w + o * kp + s);
+                for (int i = 0; i < tokens; i++) acc[i][o] = dot2(acc[i][o], load(q + i * kp + s), weights);
+            }
+    for (int i = 0; i < tokens; i++) finish4(a, act, t + i, n, acc[i]);
 }
 
-static void block(const job *j, long t0, long t1, long n0, long n1) {
-    long n = n0;
-    for (; n + 4 <= n1; n += 4) {
-        long t = t0;
-        for (; t + 3 <= t1; t += 3) tile(j, t, n, 3);
-        if (t1 - t == 2) tile(j, t, n, 2);
-        if (t1 - t == 1) tile(j, t, n, 1);
-    }
-    for (; n < n1; n++)
-        for (long t = t0; t < t1; t++) finish(j, t, n, dot(j->q + t * padded(j->k), j->w + n * j->k, j->k));
+static void panel(const int8_linear_arguments *a, activations act, const int16_t *w, long t0, long t1, long n) {
+    long t = t0;
+    for (; t + 3 <= t1; t += 3) panel_tile(a, act, w, t, n, 3);
+    if (t1 - t == 2) panel_tile(a, act, w, t, n, 2);
+    if (t1 - t == 1) panel_tile(a, act, w, t, n, 1);
 }
+
+static void stream(const int8_linear_arguments *a, activations act, long n0, long n1) {
+    for (long n = n0; n < n1; n += 4) {
+        if (a->m == 1) stream_tile(a, act, n, 1);
+        if (a->m == 2) stream_tile(a, act, n, 2);
+        if (a->m == 3) stream_tile(a, act, n, 3);
+    }
+}
+
+/* tokens t0 to t1, outputs n0 to n1 */
+static void block(const int8_linear_arguments *a, activations act, long t0, long t1, long n0, long n1) {
+    const long k = a->k, fours = n0 + (n1 - n0) / 4 * 4;
+    if (a->m <= STREAM) {
+        stream(a, act, n0, fours);
+    } else {
+        int16_t *wide = octavo_scratch((size_t)padded(k) * 4 * sizeof(int16_t));
+        for (long n = n0; n < fours; n += 4) {
+            widen4(a->w + n * k, k, wide);
+            panel(a, act, wide, t0, t1, n);
+        }
+    }
+    n0 = fours;
 #else
-static void block(const job *j, long t0, long t1, long n0, long n1) {
+static void block(const int8_linear_arguments *a, activations act, long t0, long t1, long n0, long n1) {
+    const long k = a->k;
+#endif
     for (long n = n0; n < n1; n++)
         for (long t = t0; t < t1; t++) {
-            const int16_t *q = j->q + t * padded(j->k);
-            const int8_t *w = j->w + n * j->k;
+            const int16_t *q = act.q + t * padded(k);
+            const int8_t *w = a->w + n * k;
             int32_t sum = 0;
-            for (long c = 0; c < j->k; c++) sum += q[c] * w[c];
-            finish(j, t, n, sum);
+            for (long c = 0; c < k; c++) sum += q[c] * w[c];
+            finish(a, act, t, n, sum);
         }
 }
-#endif
 
-static void quantize_share(void *data, int thread, int threads) {
-    const job *j = data;
-    for (long t = j->m * thread / threads; t < j->m * (thread + 1) / threads; t++)
-        j->sx[t] = quantize_row(j->x + t * j->k, j->k, j->q + t * padded(j->k));
-}
+/* [m, padded k] int16, then [m] float */
+INLINE size_t scales_at(long m, long k) { return ((size_t)(m * padded(k)) * sizeof(int16_t) + 63) & ~(size_t)63; }
 
-static void multiply_share(void *data, int thread, int threads) {
-    const job *j = data;
-    long quads = (j->n + 3) / 4;
-    long n0 = MIN(j->n, quads * thread / threads * 4), n1 = MIN(j->n, quads * (thread + 1) / threads * 4);
-    for (long t = 0; t < j->m; t += MBLOCK) block(j, t, MIN(j->m, t + MBLOCK), n0, n1);
-}
-
-/* x [m, k], w [n, k], sw [n], bias [n] or null -> y [m, n] */
-EXPORT void OP(int8_linear)(const float *x, const int8_t *w, const float *sw, const float *bias, float *y, long m,
-                            long k, long n) {
-    size_t activations = ((size_t)(m * padded(k)) * 2 + 63) & ~(size_t)63;
-    int16_t *q = octavo_scratch(activations + (size_t)m * 4);
-    job j = {x, sw, bias, w, y, (float *)((char *)q + activations), q, m, k, n};
-    run_region(quantize_share, &j, m * k >= 1 << 16 ? octavo_threads : 1);
-    run_region(multiply_share, &j, m * k * n >= 1 << 16 ? octavo_threads : 1);
-}
-
-/* float [n, k] -> int8 [n, k] and scale [n], as `quantize_rows` does */
-typedef struct { const float *x; int8_t *w; float *scale; long n, k; } pack_job;
-static void pack_share(void *data, int thread, int threads) {
-    const pack_job *j = data;
-    for (long n = j->n * thread / threads; n < j->n * (thread + 1) / threads; n++) {
-        const float *x = j->x + n * j->k;
-        float largest = 0;
-        for (long i = 0; i < j->k; i++) largest = MAX(largest, fabsf(x[i]));
-        float scale = largest / 127.0f, inverse = 1.0f / MAX(scale, 1e-30f);
-        for (long i = 0; i < j->k; i++) j->w[n * j->k + i] = (int8_t)((x[i] * inverse + 12582912.0f) - 12582912.0f);
-        j->scale[n] = scale;
+EXPORT void OP(int8_linear)(const int8_linear_arguments *a, team *t) {
+    int16_t own_q[ALONE * 4096] __attribute__((aligned(64)));
+    float own_scales[ALONE];
+    activations act;
+    if (a->m <= ALONE && padded(a->k) <= 4096) {
+        for (long row = 0; row < a->m; row++)
+            own_scales[row] = quantize_row(a->x + row * a->k, a->k, own_q + row * padded(a->k));
+        act = (activations){own_q, own_scales};
+    } else {
+        int16_t *q = a->scratch;
+        float *scales = (float *)((char *)a->scratch + scales_at(a->m, a->k));
+        for (long row = share(a->m, t->index, t->count); row < share(a->m, t->index + 1, t->count); row++)
+            scales[row] = quantize_row(a->x + row * a->k, a->k, q + row * padded(a->k));
+        act = (activations){q, scales};
+        barrier(t);
     }
+    const long tasks = (a->n + NTASK - 1) / NTASK;
+    if (a->m <= STREAM) { /* contiguous shares: each thread reads one run of memory */
+        block(a, act, 0, a->m, share(tasks, t->index, t->count) * NTASK,
+              MIN(a->n, share(tasks, t->index + 1, t->count) * NTASK));
+        return;
+    }
+    for (long token = 0; token < a->m; token += MBLOCK)
+        block(a, act, token, MIN(a->m, token + MBLOCK), share(tasks, t->index, t->count) * NTASK,
+              MIN(a->n, share(tasks, t->index + 1, t->count) * NTASK));
 }
-EXPORT void OP(quantize_weight)(const float *x, int8_t *w, float *scale, long n, long k) {
-    pack_job j = {x, w, scale, n, k};
-    run_region(pack_share, &j, octavo_threads);
+
+/* float x [n, k] -> int8 w [n, k] and scale [n], as `quantize_rows` does */
+typedef struct {
+    const float *x;
+    int8_t *w;
+    float *scale;
+    int64_t n, k;
+} quantize_weight_arguments;
+
+EXPORT void OP(quantize_weight)(const quantize_weight_arguments *a, team *t) {
+    int16_t *q = octavo_scratch((size_t)padded(a->k) * sizeof(int16_t));
+    for (long n = share(a->n, t->index, t->count); n < share(a->n, t->index + 1, t->count); n++) {
+        a->scale[n] = quantize_row(a->x + n * a->k, a->k, q);
+        for (long i = 0; i < a->k; i++) a->w[n * a->k + i] = (int8_t)q[i];
+    }
 }

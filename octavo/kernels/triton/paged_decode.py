@@ -257,7 +257,8 @@ def decode_kernel(
 
 
 def decode_tuning(max_rows: int, fp8: bool = False) -> dict[str, int]:
-    """Tuning of `PagedDecode` on an H100 (132 multiprocessors) for steps, or graphs, of up to `max_rows` rows.
+    """Tuning of `PagedDecode` on an H100 (132 multiprocessors) for steps, or graphs, of up to `max_rows` rows
+    of head size 128 or less.
 
     Few rows leave a program little to do but to merge, so that there fewer programs are faster; many rows need four
     a multiprocessor to keep the memory busy across the ends of segments.

@@ -1,0 +1,108 @@
+/* argmax of logits / temperature + Gumbel noise over the vocabulary, with the noise of octavo.kernels.sampling.philox.
+ *
+ * A first pass in float32 finds the best score of each block of tokens; the blocks that come within its error of the
+ * best one are scored again in double precision, so that the choice is that of exact arithmetic. */
+#include "common.h"
+
+#define BLOCK 32 /* tokens: eight Philox counters of four words */
+
+INLINE void mul_wide(v8u a, uint32_t b, v8u *high, v8u *low) {
+#ifdef __AVX2__
+    __m256i x = (__m256i)a, y = _mm256_set1_epi32((int)b);
+    __m256i even = _mm256_mul_epu32(x, y), odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+    *high = (v8u)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    *low = (v8u)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+#else
+    for (int i = 0; i < 8; i++) {
+        uint64_t product = (uint64_t)a[i] * b;
+        (*high)[i] = (uint32_t)(product >> 32);
+        (*low)[i] = (uint32_t)product;
+    }
+#endif
+}
+
+/* Ten rounds of Philox-4x32 on the counters (first + 0..7, position, 0, 0): words[lane] of each. */
+INLINE void philox8(uint32_t first, uint32_t position, uint64_t seed, v8u words[4]) {
+    v8u c0 = first + (v8u){0, 1, 2, 3, 4, 5, 6, 7}, c1 = position + (v8u){0}, c2 = {0}, c3 = {0};
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++) {
+        v8u high0, low0, high1, low1;
+        mul_wide(c0, 0xD2511F53u, &high0, &low0);
+        mul_wide(c2, 0xCD9E8D57u, &high1, &low1);
+        c0 = high1 ^ c1 ^ k0;
+        c2 = high0 ^ c3 ^ k1;
+        c1 = low1;
+        c3 = low0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
+}
+
+INLINE v8f to_float(v8u x) { /* nearest float of 32 bits, as two exact halves */
+    return __builtin_convertvector((v8i)(x >> 16), v8f) * 65536.0f + __builtin_convertvector((v8i)(x & 0xffff), v8f);
+}
+
+/* -log(-log(u)), u = (word + 1/2) / 2^32, within 3e-6. Near u = 1 log(u) comes from 1 - u, which is exact there. */
+INLINE v8f gumbel8(v8u word) {
+    v8f u = (to_float(word) + 0.5f) * 0x1p-32f, rest = (to_float(~word) + 0.5f) * 0x1p-32f;
+    v8i upper = u > all8(0.5f);
+    v8f y = select8(upper, 1.0f - rest, u);
+    v8f correction = select8(upper, ((y - 1.0f) + rest) / y, all8(0));
+    return -log8(correction - log8(y));
+}
+
+/* logits [n]; best [ceil(n / 32)] is scratch; out: the token */
+typedef struct {
+    const float *logits;
+    float *best;
+    int64_t *out;
+    int64_t n, seed, position;
+    double inverse_temperature;
+} gumbel_argmax_arguments;
+
+/* to lanes: score of token 4 i + lane at [lane][i] */
+INLINE float block_best(const gumbel_argmax_arguments *a, long b) {
+    const long first = b * BLOCK;
+    float logits[BLOCK], by_lane[4][8];
+    const float *from = a->logits + first;
+    if (a->n - first < BLOCK) {
+        for (long i = 0; i < BLOCK; i++) logits[i] = first + i < a->n ? from[i] : -INFINITY;
+        from = logits;
+    }
+    for (int i = 0; i < 8; i++)
+        for (int lane = 0; lane < 4; lane++) by_lane[lane][i] = from[4 * i + lane];
+    v8u words[4];
+    philox8((uint32_t)(first / 4), (uint32_t)a->position, (uint64_t)a->seed, words);
+    v8f best = all8(-INFINITY);
+    for (int lane = 0; lane < 4; lane++)
+        best = more8(load8(by_lane[lane]) * (float)a->inverse_temperature + gumbel8(words[lane]), best);
+    return max8(best);
+}
+
+/* the block's best token in double precision, if it is better than *score */
+static void block_exact(const gumbel_argmax_arguments *a, long b, double *score, int64_t *token) {
+    const long first = b * BLOCK;
+    v8u words[4];
+    philox8((uint32_t)(first / 4), (uint32_t)a->position, (uint64_t)a->seed, words);
+    for (long i = 0; i < MIN(BLOCK, a->n - first); i++) {
+        double u = ((double)words[i & 3][i >> 2] + 0.5) * 0x1p-32;
+        double mine = (double)a->logits[first + i] * a->inverse_temperature - log(-log(u));
+        if (mine > *score) *score = mine, *token = first + i;
+    }
+}
+
+EXPORT void OP(gumbel_argmax)(const gumbel_argmax_arguments *a, team *t) {
+    const long blocks = (a->n + BLOCK - 1) / BLOCK;
+    for (long b = share(blocks, t->index, t->count); b < share(blocks, t->index + 1, t->count); b++)
+        a->best[b] = block_best(a, b);
+    barrier(t);
+    if (t->index) return;
+    float best = -INFINITY;
+    for (long b = 0; b < blocks; b++) best = MAX(best, a->best[b]);
+    const float border = best - (1e-5f + 1e-6f * fabsf(best));
+    double score = -INFINITY;
+    *a->out = 0;
+    for (long b = 0; b < blocks; b++)
+        if (a->best[b] >= border) block_exact(a, b, &score, a->out);
+}
