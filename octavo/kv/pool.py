@@ -6,8 +6,12 @@ stays findable until it is handed out: a cache hit takes it back from the middle
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 
 class PagePool:
@@ -15,12 +19,15 @@ class PagePool:
 
     Attributes:
         num_evictions: indexed pages that were handed out for something else.
+        counts: [num_pages], how many block tables hold each page; a view, not to be written.
     """
 
     def __init__(self, num_pages: int):
         self.num_pages = num_pages
         self.num_evictions = 0
-        self._counts = [0] * num_pages
+        self._counts = array("i", bytes(4 * num_pages))  # read one by one faster than numpy's own
+        self.counts: npt.NDArray[np.int32] = np.frombuffer(self._counts, np.int32)
+        self.counts.flags.writeable = False
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))  # taken from the front
         self._digests: list[bytes | None] = [None] * num_pages
         self._index: dict[bytes, int] = {}
@@ -76,10 +83,6 @@ class PagePool:
                 if self._digests[page] is None:
                     free.move_to_end(page, last=False)
 
-    def count(self, page: int) -> int:
-        """How many block tables hold the page."""
-        return self._counts[page]
-
     def index(self, page: int, digest: bytes) -> None:
         """Make a full, owned page findable; if another page already holds the same, that one stays the indexed one."""
         if digest not in self._index and self._digests[page] is None:
@@ -100,10 +103,12 @@ class PagePool:
         """How many of these pages are free (and would leave the free order if shared)."""
         return sum(self._counts[page] == 0 for page in pages)
 
-    def forget(self) -> None:
-        """Drop the whole index; contents of pages no longer count as anything."""
-        self._index.clear()
-        self._digests = [None] * self.num_pages
+    def forget(self, pages: Iterable[int]) -> None:
+        """Take pages out of the index: what they hold is not to be relied on."""
+        for page in pages:
+            digest, self._digests[page] = self._digests[page], None
+            if digest is not None:
+                del self._index[digest]
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Verify every invariant against the block tables there are.

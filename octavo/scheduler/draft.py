@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.plan import BoolArray, Int32Array, NewRow, PromptLogprobsPlan, StepPlan
-from octavo.scheduler.rows import Rows
+from octavo.scheduler.rows import Cohort, Rows
 
 NOTHING: Int32Array = np.empty(0, np.int32)
 _NO_COPIES: Int32Array = np.empty((0, 2), np.int32)
@@ -21,13 +21,17 @@ def _int32(values: list[int]) -> Int32Array:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens [start, stop) of a row whose ids the host knows. `sample`: stop is the last known token."""
+    """Tokens [start, stop) of a row whose ids the host knows. `sample`: stop is the last known token.
+
+    If `prompt_logprobs` is not None, the prompt tokens [start + 1, scored_stop) are scored, with that many top tokens.
+    """
 
     row: int
     start: int
     stop: int
     sample: bool
-    prompt_logprobs: int | None = None  # how many top logprobs, if the chunk's targets are scored
+    prompt_logprobs: int | None = None
+    scored_stop: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +39,25 @@ class Launched:
     """What a launched plan meant: `epochs` tell whether a row still belongs to the sequence it was planned for.
 
     Attributes:
-        num_frees: `Rows.num_frees` at that time; while it stays, every row is still whose it was.
-        decodes: how many of the rows, from the first, are plain decodes; `chunks` are the others, in order.
+        cohort: the first of the rows, which are plain decodes; `chunks` are the others, in order.
+        num_samples: how many of the rows have `sample`.
     """
 
+    step: int
     rows: Int32Array
     epochs: npt.NDArray[np.int64]
-    num_frees: int
     sample: BoolArray
-    decodes: int
+    num_samples: int
+    cohort: Cohort
     chunks: tuple[Chunk, ...]
 
 
 @dataclass(slots=True)
 class Draft:
-    """Collects a step's parts within a token budget."""
+    """Collects a step's parts within a token budget. The cohort is set by the first part of planning."""
 
     budget: int
-    decode_rows: Int32Array = field(default_factory=lambda: NOTHING)
+    cohort: Cohort
     decode_contexts: Int32Array = field(default_factory=lambda: NOTHING)
     chunks: list[Chunk] = field(default_factory=list)
     new_rows: list[NewRow] = field(default_factory=list)
@@ -65,7 +70,7 @@ class Draft:
 
     @property
     def empty(self) -> bool:
-        return len(self.decode_rows) == 0 and not self.chunks
+        return not self.cohort.handles and not self.chunks
 
     def add_chunk(self, chunk: Chunk) -> None:
         self.chunks.append(chunk)
@@ -79,20 +84,20 @@ class Draft:
 
     def build(self, step: int, rows: Rows, free_rows: list[int]) -> tuple[StepPlan, Launched]:
         """The plan, with single-token rows first, and what it means."""
-        decodes = len(self.decode_rows)
+        decodes = len(self.cohort.rows)
         chunks = sorted(self.chunks, key=lambda chunk: chunk.stop - chunk.start != 1)
         arrays: tuple[Int32Array, Int32Array, Int32Array, BoolArray, BoolArray, Int32Array]
         if chunks:
             arrays = self._with_chunks(chunks, rows)
         else:
             ones, true, false = _constants(decodes)
-            arrays = (self.decode_rows, ones, self.decode_contexts, true, false, NOTHING)
+            arrays = (self.cohort.rows, ones, self.decode_contexts, true, false, NOTHING)
         all_rows, query, contexts, sample, from_host, ids = arrays
         scored = tuple(
             PromptLogprobsPlan(
                 decodes + i,
                 chunk.prompt_logprobs,
-                rows.tokens[chunk.row, chunk.start + 1 : min(chunk.stop + 1, _num_prompt(rows, chunk.row))].copy(),
+                rows.tokens[chunk.row, chunk.start + 1 : chunk.scored_stop].copy(),
             )
             for i, chunk in enumerate(chunks)
             if chunk.prompt_logprobs is not None
@@ -114,13 +119,14 @@ class Draft:
             copy_pages=np.array(self.copies, np.int32) if self.copies else _NO_COPIES,
             prompt_logprobs=scored,
         )
-        launched = Launched(all_rows, rows.epoch[all_rows], rows.num_frees, sample, decodes, tuple(chunks))
+        samples = decodes + sum(chunk.sample for chunk in chunks)
+        launched = Launched(step, all_rows, rows.epoch.take(all_rows), sample, samples, self.cohort, tuple(chunks))
         return plan, launched
 
     def _with_chunks(
         self, chunks: list[Chunk], rows: Rows
     ) -> tuple[Int32Array, Int32Array, Int32Array, BoolArray, BoolArray, Int32Array]:
-        decodes = len(self.decode_rows)
+        decodes = len(self.cohort.rows)
         starts = np.array([chunk.start for chunk in chunks], np.int32)
         stops = np.array([chunk.stop for chunk in chunks], np.int32)
         chunk_rows = np.array([chunk.row for chunk in chunks], np.int32)
@@ -129,7 +135,7 @@ class Draft:
         from_host[:decodes] = False
         sample = np.concatenate([np.ones(decodes, np.bool_), np.array([chunk.sample for chunk in chunks], np.bool_)])
         return (
-            np.concatenate([self.decode_rows, chunk_rows]),
+            np.concatenate([self.cohort.rows, chunk_rows]),
             np.concatenate([np.ones(decodes, np.int32), stops - starts]),
             np.concatenate([self.decode_contexts, starts]),
             sample,
@@ -142,8 +148,3 @@ class Draft:
 def _constants(count: int) -> tuple[Int32Array, BoolArray, BoolArray]:
     """Query lengths, `sample` and `from_host` of a step of decodes only; nobody writes to them."""
     return np.ones(count, np.int32), np.ones(count, np.bool_), np.zeros(count, np.bool_)
-
-
-def _num_prompt(rows: Rows, row: int) -> int:
-    owner = rows.owner[row]
-    return owner.num_prompt if owner is not None else 0

@@ -22,6 +22,9 @@ class WaitingQueue:
         sequence.phase = Phase.WAITING
         self._entries += 1
         self._waiting += 1
+        if len(self._heap) > 2 * self._waiting + 64:  # most entries are of sequences that were aborted
+            self._heap = [entry for entry in self._heap if entry[2].phase is Phase.WAITING]
+            heapq.heapify(self._heap)
         heapq.heappush(self._heap, (sequence.key, self._entries, sequence))
 
     def head(self) -> Sequence | None:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from octavo.plan import Int32Array
+from octavo.plan import BoolArray, Int32Array
 from octavo.scheduler.sequence import Sequence
 
 _STOP_COLUMNS = 8
 
 
-KNOWN, IN_FLIGHT, COMPUTED, LIMIT, NUM_PAGES = range(5)
-"""Columns of `Rows.state`."""
+@dataclass(frozen=True, slots=True)
+class Cohort:
+    """Rows that decode together, and whose they are. While nothing changes it serves one step after the other.
+
+    Attributes:
+        members: [max_num_seqs], which rows; `rows`: the same as ascending numbers.
+        handles, indices: of the requests and samples that own the rows, parallel to `rows`.
+        version: `Rows.version` at which this was true.
+    """
+
+    members: BoolArray
+    rows: Int32Array
+    handles: list[int]
+    indices: list[int]
+    version: int
 
 
 class Rows:
     """Struct of arrays, indexed by row.
-
-    The five counts below are views of the columns of one matrix, `state`, so that a step can take and put back all of
-    a row's counts at once.
 
     Attributes:
         known: tokens on the host (int32).
@@ -26,18 +38,25 @@ class Rows:
         computed: tokens whose keys and values are written or being written.
         limit: length at which a sequence ends.
         num_pages: entries of the block table.
-        epoch: changes when a row is freed, so that a late result does not reach the row's next owner; `num_frees`
-            counts all such changes.
+        decoding: the last token was sampled in the row, or will be by a launched step: the device has it.
+        epoch: changes when a row is freed, so that a late result does not reach the row's next owner.
+        version: counts all changes of owners.
         any_stop: by token id, whether some row may stop at it; ids past its end are not in it.
         tokens: known tokens [rows, max_model_len]; table: block table [rows, max_blocks]. Both are reserved at once
             but take memory only where they are written.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, page_size: int):
-        self.state = np.zeros((max_num_seqs, 5), np.int32)
-        self.known, self.in_flight, self.computed, self.limit, self.num_pages = self.state.T
+        self.known = np.zeros(max_num_seqs, np.int32)
+        self.in_flight = np.zeros(max_num_seqs, np.int32)
+        self.computed = np.zeros(max_num_seqs, np.int32)
+        self.limit = np.zeros(max_num_seqs, np.int32)
+        self.num_pages = np.zeros(max_num_seqs, np.int32)
+        self.decoding = np.zeros(max_num_seqs, np.bool_)
         self.epoch = np.zeros(max_num_seqs, np.int64)
-        self.num_frees = 0
+        self.version = 0
+        self._starts = np.arange(max_num_seqs, dtype=np.int64) * max_model_len
+        self._cohort = Cohort(self.decoding.copy(), np.empty(0, np.int32), [], [], -1)
         self.handle = np.zeros(max_num_seqs, np.int64)
         self.index = np.zeros(max_num_seqs, np.int32)
         self.wants_logprobs = np.zeros(max_num_seqs, np.bool_)
@@ -56,6 +75,7 @@ class Rows:
     def take(self, sequence: Sequence, pages: list[int], computed: int) -> int:
         """Give a sequence a row with its tokens and pages."""
         row = self._free.pop()
+        self.version += 1
         self.owner[row] = sequence
         sequence.row = row
         count = len(sequence.tokens)
@@ -79,6 +99,25 @@ class Rows:
             self.any_stop = np.concatenate([self.any_stop, np.zeros(highest + 2 - len(self.any_stop), np.bool_)])
         self.any_stop[list(stops)] = True
 
+    def append_tokens(self, rows: Int32Array, members: BoolArray, tokens: Int32Array) -> Int32Array:
+        """One more known token for each of the rows, no longer in flight; returns the rows' lengths.
+
+        Arguments:
+            members: [max_num_seqs], the same rows as a mask: adding it to all is cheaper than picking them out.
+        """
+        self.tokens.reshape(-1)[self._starts.take(rows) + self.known.take(rows)] = tokens
+        self.known += members
+        self.in_flight -= members
+        return self.known.take(rows)
+
+    def cohort(self, members: BoolArray) -> Cohort:
+        """These rows as a cohort: the last one again, if it still holds."""
+        last = self._cohort
+        if last.version != self.version or last.members.tobytes() != members.tobytes():
+            rows = np.flatnonzero(members).astype(np.int32)
+            self._cohort = Cohort(members, rows, self.handle[rows].tolist(), self.index[rows].tolist(), self.version)
+        return self._cohort
+
     def pages(self, row: int) -> list[int]:
         """The row's block table."""
         pages: list[int] = self.table[row, : self.num_pages[row]].tolist()
@@ -95,6 +134,7 @@ class Rows:
             raise ValueError(f"row {row} was freed but is not taken")
         sequence.row = -1
         self.owner[row] = None
+        self.decoding[row] = False
         self.epoch[row] += 1
-        self.num_frees += 1
+        self.version += 1
         self._free.append(row)

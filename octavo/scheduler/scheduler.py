@@ -20,7 +20,6 @@ from octavo.request import (
     EngineRequest,
     EngineStats,
     Finished,
-    FinishReason,
     PromptLogprobs,
     SampleLogprobs,
     Started,
@@ -30,14 +29,9 @@ from octavo.scheduler.config import SchedulerConfig
 from octavo.scheduler.draft import Chunk, Draft, Launched
 from octavo.scheduler.logprobs import sample_logprobs, scored_prompt
 from octavo.scheduler.queue import WaitingQueue
-from octavo.scheduler.rows import COMPUTED, IN_FLIGHT, KNOWN, LIMIT, NUM_PAGES, Rows
+from octavo.scheduler.rows import Rows
 from octavo.scheduler.sequence import Group, Phase, Sequence, make_group
 from octavo.scheduler.victim import choose_victim
-
-_ONE_MORE = np.zeros(5, np.int32)  # what a planned decode adds to a row's counts
-_ONE_MORE[[COMPUTED, IN_FLIGHT]] = 1
-_ONE_ARRIVED = np.zeros(5, np.int32)  # what its token adds when it comes
-_ONE_ARRIVED[[KNOWN, IN_FLIGHT]] = 1, -1
 
 
 @dataclass(slots=True)
@@ -66,7 +60,6 @@ class Scheduler:
         self._groups: dict[int, Group] = {}
         self._queue = WaitingQueue()
         self._running: list[Sequence] = []  # in order of service
-        self._decoding: Int32Array | None = None  # rows whose prompt is computed; None: to be gathered again
         self._chunking: list[Sequence] = []  # running, with more than one token to compute
         self._forking: list[Group] = []  # their first sample has computed the prompt
         self._launched: deque[Launched] = deque()
@@ -122,9 +115,14 @@ class Scheduler:
     # -- planning ------------------------------------------------------------------------------------------------
 
     def plan(self) -> StepPlan | None:
-        """The next step, or None if nothing can be computed now."""
-        draft = Draft(self.config.max_num_batched_tokens)
-        self._plan_decodes(draft)
+        """The next step, or None if nothing can be computed now.
+
+        Raises:
+            RuntimeError: results of steps before must be committed first.
+        """
+        if len(self._launched) > self.config.async_scheduling:
+            raise RuntimeError(f"step {self._step} was planned before step {self._launched[0].step} was committed")
+        draft = self._plan_decodes()
         # Forks come before chunks: a page is copied before the forward pass, so what it holds must be of earlier steps.
         forked = not draft.preempted and self._plan_forks(draft)
         self._plan_chunks(draft)
@@ -133,44 +131,33 @@ class Scheduler:
         if draft.empty:
             return None
         plan, launched = draft.build(self._step, self._rows, self._freed_rows)
-        sampled_chunks = [chunk.row for chunk in launched.chunks if chunk.sample]
-        if sampled_chunks:
-            self._rows.in_flight[sampled_chunks] += 1
         self._launched.append(launched)
         self._freed_rows = []
         self._step += 1
         return plan
 
-    def _plan_decodes(self, draft: Draft) -> None:
+    def _plan_decodes(self) -> Draft:
         """One token for every row that has just one to compute, and pages for those that reach a new one."""
-        rows, size = self._rows, self.config.page_size
+        rows, size, preempted = self._rows, self.config.page_size, False
         while True:
-            ready = self._decode_rows()
-            state = rows.state.take(ready, axis=0)
-            more = state[:, KNOWN] + state[:, IN_FLIGHT] < state[:, LIMIT]
-            if not more.all():  # the others end with what is in flight
-                ready, state = ready[more], state[more]
-            full = ready[state[:, COMPUTED] >= state[:, NUM_PAGES] * size]
+            # A row whose tokens in flight bring it to its limit ends with them.
+            members: BoolArray = rows.decoding & (rows.known + rows.in_flight < rows.limit)
+            full = np.flatnonzero(members & (rows.computed >= rows.num_pages * size)).astype(np.int32)
             if len(full) <= self.pool.num_free:
                 break
             self._preempt(len(full) - self.pool.num_free)
-            draft.preempted = True
-        draft.decode_contexts = state[:, COMPUTED].copy()
-        state += _ONE_MORE
-        rows.state[ready] = state
+            preempted = True
+        cohort = rows.cohort(members)
+        draft = Draft(self.config.max_num_batched_tokens - len(cohort.rows), cohort, rows.computed.take(cohort.rows))
+        draft.preempted = preempted
+        rows.computed += members
+        rows.in_flight += members
         if len(full):
             pages = self.pool.allocate(len(full))
             draft.block_rows, draft.block_starts = full.tolist(), rows.num_pages[full].tolist()
             draft.block_counts, draft.block_pages = [1] * len(full), pages
             rows.append_pages(full, pages)
-        draft.decode_rows = ready
-        draft.budget -= len(ready)
-
-    def _decode_rows(self) -> Int32Array:
-        if self._decoding is None:
-            chunking = set(map(id, self._chunking))
-            self._decoding = np.array([s.row for s in self._running if id(s) not in chunking], np.int32)
-        return self._decoding
+        return draft
 
     def _plan_chunks(self, draft: Draft) -> None:
         """Go on with prompts that did not fit the steps before; their pages are theirs since admission."""
@@ -182,12 +169,14 @@ class Scheduler:
         rows, row = self._rows, sequence.row
         start, known = int(rows.computed[row]), int(rows.known[row])
         stop = min(known, start + draft.budget)
-        scored = sequence.request.params.prompt_logprobs if sequence.scores_prompt else None
-        draft.add_chunk(Chunk(row, start, stop, stop == known, scored))
+        scored_stop = min(stop + 1, sequence.num_prompt) if sequence.scores_prompt else 0
+        scored = sequence.request.params.prompt_logprobs if scored_stop > start + 1 else None
+        draft.add_chunk(Chunk(row, start, stop, stop == known, scored, scored_stop))
         rows.computed[row] = stop
         if stop == known:
             self._chunking.remove(sequence)
-            self._decoding = None
+            rows.decoding[row] = True
+            rows.in_flight[row] = 1
             group = self._groups[sequence.request.handle]
             if sequence.index == 0 and group.forking and group not in self._forking:
                 self._forking.append(group)
@@ -212,6 +201,7 @@ class Scheduler:
         if last % self.config.page_size:
             draft.copies.append((held[whole], own[0]))
         self._start_row(child, held[:whole] + own, last, draft)
+        child.settled = 0  # the step that computed the shared pages may still be in flight
         self._take_chunk(child, draft)
 
     def _plan_waiting(self, draft: Draft) -> None:
@@ -240,8 +230,8 @@ class Scheduler:
 
     def _count_admission(self, sequence: Sequence, cached: int) -> None:
         group = self._groups[sequence.request.handle]
-        if self.config.enable_prefix_caching and not sequence.scores_prompt:
-            self._queries += len(sequence.tokens)
+        if self.config.enable_prefix_caching and not sequence.scores_prompt and not sequence.resumes:
+            self._queries += sequence.num_prompt
             self._hits += cached
         if not group.started:
             group.started = True
@@ -252,6 +242,7 @@ class Scheduler:
         params = sequence.request.params
         penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
         row = self._rows.take(sequence, pages, computed)
+        sequence.settled = computed
         known = sequence.tokens if penalised else np.empty(0, np.int32)
         stop_ids = sequence.stop_ids if params.min_tokens else ()
         draft.new_rows.append(NewRow(row, params, sequence.seed, sequence.num_prompt, known, stop_ids))
@@ -260,7 +251,6 @@ class Scheduler:
         self._insert_running(sequence)
         self._chunking.append(sequence)
         self._chunking.sort(key=lambda s: s.key)
-        self._decoding = None
 
     def _insert_running(self, sequence: Sequence) -> None:
         self._running.append(sequence)
@@ -276,7 +266,8 @@ class Scheduler:
         victim = choose_victim(self._running, self._rows, self.pool, pages_needed)
         row = victim.row
         victim.tokens = self._rows.tokens[row, : self._rows.known[row]].copy()
-        self._index_generated(victim)
+        victim.resumes = True
+        self._settle_generated(victim)
         self._leave_row(victim)
         self._queue.push(victim)
         self._preemptions += 1
@@ -287,30 +278,39 @@ class Scheduler:
         """Take the tokens of the oldest launched step.
 
         Raises:
-            ValueError: the result does not fit that step.
+            ValueError: the result is not of that step, or does not fit it.
         """
-        launched = self._launched.popleft()
-        if len(result.tokens) != int(launched.sample.sum()):
-            raise ValueError(f"step {result.step} has {len(result.tokens)} tokens for {launched.sample.sum()} samples")
-        rows = self._rows
-        if not launched.chunks and not result.failed and launched.num_frees == rows.num_frees:
+        launched = self._launched[0] if self._launched else None
+        if launched is None or launched.step != result.step:
+            raise ValueError(f"a result of step {result.step} came; {launched and launched.step} was awaited")
+        if len(result.tokens) != launched.num_samples:
+            raise ValueError(f"step {result.step} has {len(result.tokens)} tokens for {launched.num_samples} samples")
+        self._launched.popleft()
+        cohort = launched.cohort
+        if not launched.chunks and not result.failed and cohort.version == self._rows.version:
+            outputs = Collected(cohort.handles, cohort.indices)
+            self._commit_tokens(cohort.rows, cohort.members, result, None, outputs)
+        else:
             outputs = Collected()
-            self._commit_tokens(launched.rows, result.tokens, None, result, outputs)
-            return self._outputs(outputs)
-        alive = rows.epoch[launched.rows] == launched.epochs
-        outputs = Collected()
+            self._commit_what_is_left(launched, result, outputs)
+        return self._outputs(outputs)
+
+    def _commit_what_is_left(self, launched: Launched, result: StepResult, outputs: Collected) -> None:
+        """Rows that failed end; what the others brought counts if they still belong to whom they were planned for."""
+        rows = self._rows
         for position in result.failed:
-            owner = rows.owner[launched.rows[position]] if alive[position] else None
+            row = launched.rows[position]
+            owner = rows.owner[row] if rows.epoch[row] == launched.epochs[position] else None
             if owner is not None:
                 self._fail(owner, outputs)
-                alive &= rows.epoch[launched.rows] == launched.epochs
+        alive = rows.epoch.take(launched.rows) == launched.epochs
         self._commit_chunks(launched, alive, result, outputs)
-        valid = alive[launched.sample]
-        sampled = launched.rows[launched.sample][valid]
-        tokens = result.tokens[valid]
+        sampled = launched.rows[launched.sample & alive]
         if len(sampled):
-            self._commit_tokens(sampled, tokens, np.flatnonzero(valid), result, outputs)
-        return self._outputs(outputs)
+            members = np.zeros_like(rows.decoding)
+            members[sampled] = True
+            outputs.handles, outputs.indices = rows.handle.take(sampled).tolist(), rows.index.take(sampled).tolist()
+            self._commit_tokens(sampled, members, result, np.flatnonzero(alive[launched.sample]), outputs)
 
     def _outputs(self, outputs: Collected) -> StepOutputs:
         started, self._started = self._started, []
@@ -330,17 +330,17 @@ class Scheduler:
         for each in self._groups[sequence.request.handle].open:
             message = "The model's output was not a finite number, or its computation failed."
             outputs.finished.append(Finished(each.request.handle, each.index, "error", None, message))
-            self._end(each, index_pages=False)
+            self._end(each, failed=True)
 
     def _commit_chunks(self, launched: Launched, alive: BoolArray, result: StepResult, outputs: Collected) -> None:
-        """Index the prompt pages that a chunk filled, and pass on what was scored."""
+        """Index the pages that a chunk filled, and pass on what was scored."""
         scores = iter(result.prompt_logprobs)
-        for i, chunk in enumerate(launched.chunks):
+        for chunk, valid in zip(launched.chunks, alive[len(launched.cohort.rows) :].tolist(), strict=True):
             entries = next(scores) if chunk.prompt_logprobs is not None else None
-            sequence = self._rows.owner[chunk.row] if alive[launched.decodes + i] else None
+            sequence = self._rows.owner[chunk.row] if valid else None
             if sequence is None:
                 continue
-            self._index_pages(sequence, self._rows.tokens[chunk.row], chunk.stop)
+            self._settle(sequence, chunk.stop)
             if entries is not None and chunk.prompt_logprobs is not None:
                 outputs.prompt_logprobs.extend(
                     scored_prompt(sequence, self._rows.tokens[chunk.row], chunk.start, entries, chunk.prompt_logprobs)
@@ -349,86 +349,78 @@ class Scheduler:
     def _commit_tokens(
         self,
         sampled: Int32Array,
-        tokens: Int32Array,
-        places: npt.NDArray[np.intp] | None,
+        members: BoolArray,
         result: StepResult,
+        places: npt.NDArray[np.intp] | None,
         outputs: Collected,
     ) -> None:
-        """Append a token to each row. `places`: where in the result each is; None: they are in its order."""
+        """Append a token to each row; end those that are done.
+
+        Arguments:
+            members: the rows `sampled` as a mask.
+            places: where in the result each row's token is; None: they are in its order.
+        """
         rows = self._rows
-        state = rows.state.take(sampled, axis=0)
-        rows.tokens[sampled, state[:, KNOWN]] = tokens
-        state += _ONE_ARRIVED
-        rows.state[sampled] = state
-        self._generated += len(sampled)
-        outputs.handles.extend(rows.handle[sampled].tolist())
-        outputs.indices.extend(rows.index[sampled].tolist())
-        outputs.tokens.extend(tokens.tolist())
+        tokens = result.tokens if places is None else result.tokens[places]
+        known = rows.append_tokens(sampled, members, tokens)
+        outputs.tokens = tokens.tolist()
+        self._generated += len(outputs.tokens)
         if result.logprobs is not None:
             for i in np.flatnonzero(rows.wants_logprobs[sampled]).tolist():
                 owner, place = rows.owner[sampled[i]], i if places is None else int(places[i])
                 if owner is not None:
-                    outputs.logprobs.append(sample_logprobs(owner, int(tokens[i]), result.logprobs, place))
-        ended = state[:, KNOWN] >= state[:, LIMIT]
+                    outputs.logprobs.append(sample_logprobs(owner, outputs.tokens[i], result.logprobs, place))
+        ended = known >= rows.limit.take(sampled)
         if rows.any_stop.take(tokens, mode="clip").any():
             ended |= (rows.stops[sampled] == tokens[:, None]).any(1) | rows.many_stops[sampled]
         if ended.any():
             for i in np.flatnonzero(ended).tolist():
-                self._maybe_finish(int(sampled[i]), int(tokens[i]), outputs)
+                self._end_if_done(int(sampled[i]), outputs.tokens[i], int(known[i]), outputs)
 
-    def _maybe_finish(self, row: int, token: int, outputs: Collected) -> None:
+    def _end_if_done(self, row: int, token: int, known: int, outputs: Collected) -> None:
         sequence = self._rows.owner[row]
-        if sequence is None:
-            return
-        params, known = sequence.request.params, int(self._rows.known[row])
-        reason: FinishReason | None = None
-        stop_reason: int | None = None
-        if token in sequence.stop_ids and known - sequence.num_prompt > params.min_tokens:
-            reason = "stop"
-            if params.ignore_eos or token not in sequence.request.eos_token_ids:
-                stop_reason = token
-        elif known >= sequence.limit:
-            reason = "length"
-        if reason is not None:
-            outputs.finished.append(Finished(sequence.request.handle, sequence.index, reason, stop_reason))
+        done = sequence.end_at(token, known) if sequence is not None else None
+        if sequence is not None and done is not None:
+            outputs.finished.append(Finished(sequence.request.handle, sequence.index, *done))
             self._end(sequence)
 
     # -- pages and rows ------------------------------------------------------------------------------------------
 
-    def _index_pages(self, sequence: Sequence, tokens: Int32Array, computed: int) -> None:
-        """Make the full pages of [0, computed) findable."""
-        if not self.config.enable_prefix_caching:
-            return
-        count, row = computed // self.config.page_size, sequence.row
-        pages = self._rows.table[row, :count].tolist()
-        for page, digest in zip(pages, sequence.extend_digests(tokens, count, self.config.page_size), strict=True):
-            self.pool.index(page, digest)
+    def _settle(self, sequence: Sequence, computed: int) -> None:
+        """The step that computed the sequence's tokens up to here has come back: full pages become findable."""
+        size, row = self.config.page_size, sequence.row
+        first, count = sequence.settled // size, computed // size
+        sequence.settled = computed
+        if self.config.enable_prefix_caching and count > first:
+            digests = sequence.extend_digests(self._rows.tokens[row], count, size)
+            for page, digest in zip(self._rows.table[row, first:count].tolist(), digests[first:], strict=True):
+                self.pool.index(page, digest)
 
-    def _index_generated(self, sequence: Sequence) -> None:
+    def _settle_generated(self, sequence: Sequence) -> None:
         """Index what was generated only when a sequence leaves its row: the steady step stays free of hashing.
 
-        The last known token may not be computed; a sequence still in its prompt has had its pages indexed by chunks.
+        Tokens came back, so all before the last of them are computed; without one, chunks have settled what is.
         """
         known = int(self._rows.known[sequence.row])
-        if sequence not in self._chunking and known > sequence.num_prompt:
-            self._index_pages(sequence, self._rows.tokens[sequence.row], known - 1)
+        if known > len(sequence.tokens):
+            self._settle(sequence, known - 1)
 
-    def _end(self, sequence: Sequence, *, index_pages: bool = True) -> None:
-        """Take a sequence out of wherever it is, for good."""
+    def _end(self, sequence: Sequence, *, failed: bool = False) -> None:
+        """Take a sequence out of wherever it is, for good. What a failed one computed shall not be found again."""
         group = self._groups[sequence.request.handle]
         if sequence.phase is Phase.WAITING:
             self._queue.remove(sequence)
         elif sequence.phase is Phase.RUNNING:
-            if index_pages:
-                self._index_generated(sequence)
+            if failed:
+                self.pool.forget(self._rows.pages(sequence.row))
+            else:
+                self._settle_generated(sequence)
             self._leave_row(sequence)
         sequence.phase = Phase.ENDED
         if sequence.index == 0:
             self._orphan(group)
         if not group.open:
             del self._groups[sequence.request.handle]
-            if group in self._forking:
-                self._forking.remove(group)
 
     def _leave_row(self, sequence: Sequence) -> None:
         row = sequence.row
@@ -438,16 +430,14 @@ class Scheduler:
         self._running.remove(sequence)
         if sequence in self._chunking:
             self._chunking.remove(sequence)
-        self._decoding = None
-        if sequence.index == 0:
-            self._orphan(self._groups[sequence.request.handle])
+        group = self._groups[sequence.request.handle]
+        if sequence.index == 0 and group in self._forking:
+            self._forking.remove(group)
 
     def _orphan(self, group: Group) -> None:
-        """The first sample has no pages to share any more: the others wait like any sequence."""
+        """The first sample is gone and has no pages to share: the others wait like any sequence."""
         for child in group.forking:
             self._queue.push(child)
-        if group in self._forking:
-            self._forking.remove(group)
 
     # -- telling -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from octavo.kv import page_digests, root_digest
 from octavo.plan import Int32Array
-from octavo.request import EngineRequest
+from octavo.request import EngineRequest, FinishReason
 
 
 class Phase(enum.Enum):
@@ -36,6 +36,8 @@ class Sequence:
         row: while it runs.
         digests: of the full pages of its known tokens, as far as they were needed.
         num_scored: prompt positions whose logprobs were sent.
+        resumes: it was preempted before.
+        settled: while it runs, tokens whose computation is known to have succeeded.
     """
 
     request: EngineRequest
@@ -49,6 +51,8 @@ class Sequence:
     root: bytes = b""
     digests: list[bytes] = field(default_factory=list)
     num_scored: int = 0
+    resumes: bool = False
+    settled: int = 0
 
     @property
     def num_prompt(self) -> int:
@@ -67,6 +71,14 @@ class Sequence:
             and self.request.params.prompt_logprobs is not None
             and self.num_scored < self.num_prompt - 1
         )
+
+    def end_at(self, token: int, known: int) -> tuple[FinishReason, int | None] | None:
+        """Why the sequence ends with this token as its `known`-th, if it does: reason and stop reason."""
+        params = self.request.params
+        if token in self.stop_ids and known - self.num_prompt > params.min_tokens:
+            is_eos = not params.ignore_eos and token in self.request.eos_token_ids
+            return "stop", None if is_eos else token
+        return ("length", None) if known >= self.limit else None
 
     def extend_digests(self, tokens: Int32Array, num_pages: int, page_size: int) -> list[bytes]:
         """Digests of the first `num_pages` pages of `tokens`, computing those not known yet."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 
+import numpy as np
+
 from octavo.kv import PagePool
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sequence import Sequence
@@ -24,10 +26,11 @@ def choose_victim(running: Many[Sequence], rows: Rows, pool: PagePool, pages_nee
     lowest = running[-1].key[0]
 
     def cost(sequence: Sequence) -> tuple[float, tuple[float, ...]]:
-        pages = rows.pages(sequence.row)
-        gained = sum(pool.count(page) == 1 for page in pages)
-        kept_tokens = (len(pages) - gained) * (int(rows.computed[sequence.row]) // max(1, len(pages)))
-        lost = int(rows.computed[sequence.row]) - kept_tokens
+        row = sequence.row
+        pages = rows.table[row, : rows.num_pages[row]]
+        gained = int(np.count_nonzero(pool.counts.take(pages) == 1))
+        computed = int(rows.computed[row])
+        lost = computed - (len(pages) - gained) * computed // len(pages)
         useful = min(gained, pages_needed)
         return (lost / useful if useful else float("inf"), tuple(-part for part in sequence.key))
 

@@ -54,7 +54,7 @@ def test_shared_pages_stay_until_the_last_owner_leaves() -> None:
     page = pool.allocate(1)
     pool.share(page)
     pool.release(page)
-    assert pool.num_free == 1 and pool.count(page[0]) == 1
+    assert pool.num_free == 1 and pool.counts[page[0]] == 1
     pool.release(page)
     assert pool.num_free == 2
     with pytest.raises(ValueError, match="not owned"):
@@ -125,9 +125,12 @@ class PoolMachine(RuleBasedStateMachine):
     def free(self, data: st.DataObject) -> None:
         self.pool.release(self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1))))
 
-    @rule()
-    def forget(self) -> None:
-        self.pool.forget()
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        table = data.draw(st.sampled_from(self.tables))
+        self.pool.forget(table)
+        assert not set(self.pool.find(digests([0] * 4))) & set(table)
 
     @invariant()
     def holds(self) -> None:

@@ -7,7 +7,7 @@ if asked. A wrong table, a stale page, a missing copy or an unsafe reuse changes
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class FakeRunner:
         self.table = np.full((max_num_seqs, -(-max_model_len // page_size)), -1, np.int64)
         self.last = np.full(max_num_seqs, -1, np.int64)
         self.rows: dict[int, NewRow] = {}
+        self.counts: dict[int, Counter[int]] = {}  # of rows with penalties: what a sampler would count
         self.fail_rows: set[int] = set()
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -46,6 +47,9 @@ class FakeRunner:
             if sample:
                 tokens.append(self._draw(text, self.rows[row]))
                 self.last[row] = tokens[-1]
+                if row in self.counts:
+                    assert self.counts[row] == Counter(text), "the tokens to penalise are not the sequence's"
+                    self.counts[row][tokens[-1]] += 1
         failed = tuple(i for i, row in enumerate(plan.rows.tolist()) if row in self.fail_rows)
         result = np.array(tokens, np.int32)
         return StepResult(plan.step, result, self._logprobs(result), self._scores(plan), failed)
@@ -53,10 +57,16 @@ class FakeRunner:
     def _apply(self, plan: StepPlan) -> None:
         for row in plan.free_rows.tolist():
             del self.rows[row]
+            self.counts.pop(row, None)
             self.table[row] = -1
         for new in plan.new_rows:
             assert new.row not in self.rows
             self.rows[new.row] = new
+            params = new.params
+            if params.repetition_penalty != 1 or params.presence_penalty or params.frequency_penalty:
+                self.counts[new.row] = Counter(new.token_ids.tolist())
+            else:
+                assert len(new.token_ids) == 0
         at = 0
         for row, start, count in zip(
             plan.block_rows.tolist(), plan.block_starts.tolist(), plan.block_counts.tolist(), strict=True
