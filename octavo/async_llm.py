@@ -7,7 +7,8 @@ import itertools
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -281,8 +282,9 @@ class AsyncLLM:
         request = await self.completion_request(
             prompt, params or SamplingParams(), request_id=request_id, priority=priority, cache_salt=cache_salt
         )
-        async for output in self._outputs(request, prompt if isinstance(prompt, str) else None):
-            yield output
+        async with aclosing(self._outputs(request, prompt if isinstance(prompt, str) else None)) as outputs:
+            async for output in outputs:
+                yield output
 
     async def chat(
         self,
@@ -309,8 +311,9 @@ class AsyncLLM:
             cache_salt=cache_salt,
             **template_options,
         )
-        async for output in self._outputs(request, None):
-            yield output
+        async with aclosing(self._outputs(request, None)) as outputs:
+            async for output in outputs:
+                yield output
 
     def abort(self, request_id: str) -> bool:
         """End a request; its iterator ends with what there is. False if there is none of that name."""
@@ -399,7 +402,7 @@ class AsyncLLM:
         for stream in set(self._streams.values()):
             stream.fail(error)
 
-    async def _outputs(self, request: EngineRequest, prompt: str | None) -> AsyncIterator[RequestOutput]:
+    async def _outputs(self, request: EngineRequest, prompt: str | None) -> AsyncGenerator[RequestOutput, None]:
         stream = self.submit([request], [prompt])
         try:
             while updates := await stream.next():

@@ -21,7 +21,8 @@ from octavo.server.render import ChatRendering, CompletionRendering, Rendering
 
 _EVENT_STREAM = b"text/event-stream; charset=utf-8"
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # no proxy shall hold chunks back
-_MAX_PENDING = 4096  # updates that a slow reader may be behind, beside what the socket's buffer holds
+_MAX_PENDING = 4096  # updates that a slow reader may be behind, beside what the socket's buffer holds,
+_MAX_PENDING_EACH = 64  # or so many for each choice
 
 
 class Generation:
@@ -66,7 +67,7 @@ class Generation:
             if len(prompts) > 1:
                 await asyncio.sleep(0)  # other requests may have their turn
         echoes = self._echoes(prompts) if body.echo else []
-        stream = self._llm.submit(requests, max_pending=_MAX_PENDING)
+        stream = self._submit(requests)
         rendering = CompletionRendering(
             self._envelope(reply_id, model),
             body,
@@ -97,9 +98,13 @@ class Generation:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
         )
-        stream = self._llm.submit([request], max_pending=_MAX_PENDING)
+        stream = self._submit([request])
         rendering = ChatRendering(self._envelope(reply_id, model), body, stream.opened, self._llm.frontend.tokenizer)
         await answer(exchange, stream, rendering, bool(body.stream))
+
+    def _submit(self, requests: list[EngineRequest]) -> UpdateStream:
+        num_choices = len(requests) * requests[0].params.n
+        return self._llm.submit(requests, max_pending=max(_MAX_PENDING, _MAX_PENDING_EACH * num_choices))
 
     def _model(self, body: GenerationBody) -> str:
         """The name to answer with; ModelNotFoundError for one that is not served here."""

@@ -15,7 +15,7 @@ from octavo.request import SamplingParams
 
 Body = TypeVar("Body", bound="GenerationBody")
 
-_AT = re.compile(r" - at `(key in )?\$(.*)`$")
+_AT = re.compile(r" - at `(?:key` in `)?\$(.*?)`$")
 _MAX_PROMPTS = 1024
 
 
@@ -178,7 +178,7 @@ def decode(body_decoder: msgspec.json.Decoder[Body], data: bytes) -> Body:
     except msgspec.ValidationError as error:
         message = str(error)
         found = _AT.search(message)
-        path = found.group(2).lstrip(".") if found else ""
+        path = found.group(1).lstrip(".") if found else ""
         field = re.split(r"[.\[]", path, maxsplit=1)[0] or None
         what = message[: found.start()] if found else message
         raise InvalidRequestError(

@@ -28,7 +28,7 @@ OnReady = Callable[[EngineInfo, str], None]
 """Called with what was loaded and the server's root URL."""
 
 _BACKLOG = 2048
-_DEAD_GRACE_SECONDS = 5.0  # after the engine's end: probes see it, clients get their errors
+_DEAD_GRACE_SECONDS = 2.0  # after the engine's end: probes see it, clients get their errors
 _LAST_WRITES_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 
