@@ -16,7 +16,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.embedding import embedding
@@ -68,10 +67,7 @@ def compile_launch(kernel: JITFunction, arguments: dict[str, Any], options: dict
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if isinstance(value, TensorDescriptor):
-            block = ", ".join(map(str, value.block_shape))
-            signature[parameter.name] = f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
-        elif isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + _TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif parameter.is_constexpr or value is None or value == 1:
@@ -130,9 +126,9 @@ def glue_calls(fp8: bool) -> list[Callable[[], object]]:
     return calls
 
 
-def sample_calls() -> list[Callable[[], object]]:
+def sample_calls(hip: bool = False) -> list[Callable[[], object]]:
     logits, ints = torch.empty(4, 128256, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.int32)
-    tables, sampler = SamplingTables.empty(4, 128256, logits.device), Sampler(4, 128256, logits.device)
+    tables, sampler = SamplingTables.empty(4, 128256, logits.device), Sampler(4, 128256, logits.device, hip=hip)
     out = {"tokens": ints, "logprobs": torch.empty(4), "ranks": ints, "failed": torch.empty(4, dtype=torch.int8)}
     return [
         lambda: process_logits(logits, ints, ints, tables, sampler.processed),

@@ -70,12 +70,6 @@ def test_fp8_keys_and_values(device):
     check(make_case([90, 40], [60, 40], **SHAPE, fp8=True, device=device), SHAPE)
 
 
-@pytest.mark.parametrize(("head_dim", "fp8"), [(64, False), (80, False), (128, True)])
-def test_tensor_copy_engine(head_dim, fp8, device):
-    shape = {"num_kv_heads": 2, "group": 2, "head_dim": head_dim, "page_size": 64}
-    check(make_case([150, 40], [100, 40], **shape, fp8=fp8, device=device), shape, tma=True)
-
-
 def test_plan_lists_every_tile_once_and_the_longest_first():
     query_lens, context_lens = np.array([10, 1, 0, 33]), np.array([0, 500, 7, 100])
     tiles = plan_extend(query_lens, context_lens, 16, min_query_len=2)

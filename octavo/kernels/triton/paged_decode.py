@@ -260,12 +260,14 @@ def decode_tuning(max_rows: int, fp8: bool = False) -> dict[str, int]:
     """Tuning of `PagedDecode` on an H100 (132 multiprocessors) for steps, or graphs, of up to `max_rows` rows
     of head size 128 or less.
 
-    Few rows leave a program little to do but to merge, so that there fewer programs are faster; many rows need four
-    a multiprocessor to keep the memory busy across the ends of segments.
+    From `benchmarks/results/gpu-kernels-h100.json`: with few rows a program has little to do but to merge, so fewer
+    programs are faster; e4m3 needs more warps to convert than its smaller tiles leave in flight.
     """
-    if max_rows <= 4:
+    if max_rows <= 8:
         return {"tile": 64, "num_stages": 7, "num_programs": 132}
-    return {"tile": 32, "num_stages": 7, "num_programs": 528, "maxnreg": 128}
+    if fp8 and max_rows > 48:
+        return {"tile": 64, "num_stages": 5, "num_programs": 528, "maxnreg": 128}
+    return {"tile": 64, "num_stages": 7, "num_programs": 264}
 
 
 class PagedDecode:

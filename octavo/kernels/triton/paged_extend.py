@@ -16,7 +16,6 @@ import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.triton.attention_math import LN2, key_offsets, online_softmax, transform_scores, visible
 from octavo.kernels.triton.launch import pipeline_stages
@@ -27,36 +26,25 @@ def extend_loop(
     q, maximum, total, acc, positions, slopes, k_cache, v_cache, table, head, seq_len, first, last,
     stride_page, stride_head, scale_log2, softcap,
     MASKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr,
-    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr,
+    WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Key tiles [first, last); without MASKED every query sees all of their keys.
-
-    With TMA the caches are descriptors of rows [.., HEAD_DIM] and the strides count rows.
-    """
+    """Key tiles [first, last); without MASKED every query sees all of their keys."""
     dims = tl.arange(0, BLOCK_D)
     for tile in tl.range(first, last, num_stages=STAGES):
         keys = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        if TMA:
-            page = tl.load(table + tile * BLOCK_N // PAGE)
-            at = page * stride_page + head * stride_head + (tile * BLOCK_N) % PAGE
-            k = k_cache.load([at, 0])
-            v = v_cache.load([at, 0])
-            if MASKED:  # what lies past the end may be NaN, which a weight of zero would not undo
-                v = tl.where((keys < seq_len)[:, None], v, 0.0)
+        at = key_offsets(table, tile * BLOCK_N, seq_len, head, stride_page, stride_head, HEAD_DIM, PAGE, BLOCK_N)
+        offsets = at[:, None] + dims[None, :]
+        if MASKED:  # what lies past the end may be NaN, which a weight of zero would not undo
+            mask = (keys < seq_len)[:, None] & (dims < HEAD_DIM)[None, :]
+            k = tl.load(k_cache + offsets, mask=mask, other=0.0)
+            v = tl.load(v_cache + offsets, mask=mask, other=0.0)
+        elif BLOCK_D != HEAD_DIM:
+            mask = (dims < HEAD_DIM)[None, :]
+            k = tl.load(k_cache + offsets, mask=mask, other=0.0)
+            v = tl.load(v_cache + offsets, mask=mask, other=0.0)
         else:
-            at = key_offsets(table, tile * BLOCK_N, seq_len, head, stride_page, stride_head, HEAD_DIM, PAGE, BLOCK_N)
-            offsets = at[:, None] + dims[None, :]
-            if MASKED:
-                mask = (keys < seq_len)[:, None] & (dims < HEAD_DIM)[None, :]
-                k = tl.load(k_cache + offsets, mask=mask, other=0.0)
-                v = tl.load(v_cache + offsets, mask=mask, other=0.0)
-            elif BLOCK_D != HEAD_DIM:
-                mask = (dims < HEAD_DIM)[None, :]
-                k = tl.load(k_cache + offsets, mask=mask, other=0.0)
-                v = tl.load(v_cache + offsets, mask=mask, other=0.0)
-            else:
-                k = tl.load(k_cache + offsets)
-                v = tl.load(v_cache + offsets)
+            k = tl.load(k_cache + offsets)
+            v = tl.load(v_cache + offsets)
         dots = tl.dot(q, tl.trans(k.to(q.dtype)))
         scores = transform_scores(dots, keys, positions, slopes, scale_log2, softcap, SOFTCAP, ALIBI)
         if MASKED:
@@ -73,7 +61,6 @@ def extend_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr, FP8: tl.constexpr, LSE: tl.constexpr, STAGES: tl.constexpr,
-    TMA: tl.constexpr,
 ):  # fmt: skip
     """One query tile of one kv head; tiles[i] = (row, tile within the row's queries), row -1 for none."""
     entry = tl.program_id(0) // HEADS
@@ -124,17 +111,17 @@ def extend_kernel(
         maximum, total, acc = extend_loop(
             queries, maximum, total, acc, positions, slopes, k_cache, v_cache, table, head, seq_len, first, full_first,
             stride_page, stride_head, scale_log2, softcap,
-            True, HEAD_DIM, BLOCK_D, PAGE, BLOCK_N, WINDOW, SOFTCAP, ALIBI, STAGES, TMA,
+            True, HEAD_DIM, BLOCK_D, PAGE, BLOCK_N, WINDOW, SOFTCAP, ALIBI, STAGES,
         )  # fmt: skip
     maximum, total, acc = extend_loop(
         queries, maximum, total, acc, positions, slopes, k_cache, v_cache, table, head, seq_len, full_first, full_last,
         stride_page, stride_head, scale_log2, softcap,
-        False, HEAD_DIM, BLOCK_D, PAGE, BLOCK_N, WINDOW, SOFTCAP, ALIBI, STAGES, TMA,
+        False, HEAD_DIM, BLOCK_D, PAGE, BLOCK_N, WINDOW, SOFTCAP, ALIBI, STAGES,
     )  # fmt: skip
     maximum, total, acc = extend_loop(
         queries, maximum, total, acc, positions, slopes, k_cache, v_cache, table, head, seq_len, full_last, last,
         stride_page, stride_head, scale_log2, softcap,
-        True, HEAD_DIM, BLOCK_D, PAGE, BLOCK_N, WINDOW, SOFTCAP, ALIBI, STAGES, TMA,
+        True, HEAD_DIM, BLOCK_D, PAGE, BLOCK_N, WINDOW, SOFTCAP, ALIBI, STAGES,
     )  # fmt: skip
 
     result = acc * (out_scale / total)[:, None]
@@ -173,8 +160,6 @@ class PagedExtend:
     Args:
         block_m: rows of a tile, query tokens times `group`; at least `group`.
         block_n: keys of a tile.
-        tma: read keys and values by the tensor copy engine (sm_90). A page must be a multiple of `block_n`, and a
-            page's slots contiguous from head to head.
     """
 
     def __init__(
@@ -190,13 +175,7 @@ class PagedExtend:
         block_n: int = 64,
         num_warps: int = 8,
         num_stages: int = 0,
-        tma: bool = False,
     ):
-        self._tma_block = [block_n, triton.next_power_of_2(head_dim)] if tma else None
-        if tma and page_size % block_n:
-            raise ValueError(
-                f"a tile of {block_n} keys is read by one descriptor, so must divide a page, not {page_size}"
-            )
         self.tokens_per_tile = block_m // group
         self._heads, self._softcap = num_kv_heads, softcap
         self._options = {
@@ -227,21 +206,10 @@ class PagedExtend:
         The rest as for `PagedDecode.__call__`. Rows outside `tiles` are not written.
         """
         fp8 = k_cache.dtype == torch.float8_e4m3fn
-        keys, values, strides = k_cache, v_cache, k_cache.stride()[:2]
-        if self._tma_block is not None:
-            keys, values = (_rows_descriptor(cache, self._tma_block) for cache in (k_cache, v_cache))
-            strides = tuple(stride // k_cache.shape[3] for stride in strides)
         extend_kernel[(tiles.shape[0] * self._heads,)](
-            q, keys, values, out, lse, block_table, seq_lens, query_start_loc, tiles,
+            q, k_cache, v_cache, out, lse, block_table, seq_lens, query_start_loc, tiles,
             k_scale, v_scale, alibi_slopes, scale * 1.4426950408889634, self._softcap,
-            q.stride(0), out.stride(0), *strides, block_table.stride(0),
-            ALIBI=alibi_slopes is not None, FP8=fp8, LSE=lse is not None, TMA=self._tma_block is not None,
+            q.stride(0), out.stride(0), k_cache.stride(0), k_cache.stride(1), block_table.stride(0),
+            ALIBI=alibi_slopes is not None, FP8=fp8, LSE=lse is not None,
             **self._options,
         )  # fmt: skip
-
-
-def _rows_descriptor(cache: torch.Tensor, block: list[int]) -> TensorDescriptor:
-    """A cache [pages, heads, slots, dim] as rows of `dim`; whatever lies between pages is rows too."""
-    pages, heads, slots, dim = cache.shape
-    rows = (pages - 1) * (cache.stride(0) // dim) + heads * slots
-    return TensorDescriptor(cache, [rows, dim], [dim, 1], block)

@@ -33,19 +33,16 @@ _BLOCK = 4096  # tokens a program of the first launch reads
 
 
 @triton.jit
-def load_logits(logits, processed, plain, s, tokens, size, stride_logits):
-    """float32: processed if the row is not plain; -inf past the end."""
-    inside = tokens < size
-    x = tl.load(logits + s * stride_logits + tokens, mask=inside & plain, other=float("-inf")).to(tl.float32)
-    y = tl.load(processed + s * size + tokens, mask=inside & (plain == 0), other=float("-inf"))
-    return tl.maximum(x, y)
+def load_logits(values, tokens, size):
+    """float32; -inf past the end."""
+    return tl.load(values + tokens, mask=tokens < size, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
 def ordered_key(x):
-    """int64 in [0, 2^32) that sorts as the float32 does; -0 as +0."""
+    """int32 that sorts as the float32 does; -0 as +0."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True).to(tl.int64)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 @triton.jit
@@ -77,16 +74,14 @@ def draw_blocks_kernel(
 
 
 @triton.jit
-def mass_above(
-    logits, processed, plain, s, size, stride_logits, border, floor, highest, inverse_temperature, CHUNK: tl.constexpr
-):
-    """(count, sum of exp((x - highest) / temperature)) of tokens whose key is at least max(border, floor)."""
+def mass_above(values, size, border, highest, inverse_temperature, CHUNK: tl.constexpr, STAGES: tl.constexpr):
+    """(count, sum of exp((x - highest) / temperature)) of tokens whose key is at least `border`."""
+    border = border.to(tl.int32)
     count = tl.zeros([CHUNK], tl.int32)
     mass = tl.zeros([CHUNK], tl.float32)
-    border = tl.maximum(border, floor)
-    for first in range(0, size, CHUNK):
+    for first in tl.range(0, size, CHUNK, num_stages=STAGES):  # one program a row: latency is all
         tokens = first + tl.arange(0, CHUNK)
-        x = load_logits(logits, processed, plain, s, tokens, size, stride_logits)
+        x = load_logits(values, tokens, size)
         kept = (ordered_key(x) >= border) & (tokens < size)
         count += kept.to(tl.int32)
         mass += tl.where(kept, tl.exp((x - highest) * inverse_temperature), 0.0)
@@ -95,8 +90,8 @@ def mass_above(
 
 @triton.jit
 def find_border(
-    logits, processed, plain, s, size, stride_logits, floor, count, mass, highest, inverse_temperature,
-    want_count, want_mass, grain, CHUNK: tl.constexpr,
+    values, size, floor, count, mass, highest, inverse_temperature, want_count, want_mass, grain,
+    CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Narrow keys [low, high) until they hold one token or one value, the last that is wanted.
 
@@ -104,14 +99,12 @@ def find_border(
     are what `floor` has. Returns (low, high, count from high on, mass from high on, mass of each token between).
     """
     low = floor
-    high = ordered_key(highest) + 1
+    high = ordered_key(highest).to(tl.int64) + 1
     count_high = count * 0
     mass_high = mass * 0
     while (high - low > grain) & (count - count_high > 1):
-        middle = (low + high) // 2
-        count_middle, mass_middle = mass_above(
-            logits, processed, plain, s, size, stride_logits, middle, floor, highest, inverse_temperature, CHUNK
-        )
+        middle = (low + high) >> 1
+        count_middle, mass_middle = mass_above(values, size, middle, highest, inverse_temperature, CHUNK, STAGES)
         if (count_middle >= want_count) & (mass_middle >= want_mass):
             low = middle
             count = count_middle
@@ -125,8 +118,8 @@ def find_border(
 
 @triton.jit
 def draw_filtered(
-    logits, processed, plain, s, size, stride_logits, seed, position, temperature, top_k, top_p, min_p,
-    CHUNK: tl.constexpr,
+    values, size, seed, position, temperature, top_k, top_p, min_p, grain,
+    CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The draw of a row with filters: min-p, then top-k, then top-p among what those keep.
 
@@ -134,54 +127,48 @@ def draw_filtered(
     """
     highest = float("-inf")
     for first in range(0, size, CHUNK):
-        x = load_logits(logits, processed, plain, s, first + tl.arange(0, CHUNK), size, stride_logits)
+        x = load_logits(values, first + tl.arange(0, CHUNK), size)
         highest = tl.maximum(highest, tl.max(x, 0))
     inverse = 1 / temperature
-    low = tl.max(ordered_key(tl.full([1], float("-inf"), tl.float32)), 0) + 1
+    low = tl.full([], -2139095040, tl.int64)  # the key after -inf's
     if min_p > 0:
-        low = tl.maximum(low, ordered_key(highest + temperature * tl.log(min_p)))
-    grain = 1
-    if logits.dtype.element_ty == tl.bfloat16:
-        grain = tl.where(plain, 1 << 16, 1)  # bfloat16's keys lie that far apart
-    count, mass = mass_above(logits, processed, plain, s, size, stride_logits, low, low, highest, inverse, CHUNK)
+        low = tl.maximum(low, ordered_key(highest + temperature * tl.log(min_p)).to(tl.int64))
+    count, mass = mass_above(values, size, low, highest, inverse, CHUNK, STAGES)
     high = low
     ties = count * 0
     if (top_k > 0) & (top_k < count):
         low, high, count_high, mass_high, each = find_border(
-            logits, processed, plain, s, size, stride_logits, low, count, mass, highest, inverse, top_k, 0.0,
-            grain, CHUNK,
+            values, size, low, count, mass, highest, inverse, top_k, 0.0, grain, CHUNK, STAGES
         )  # fmt: skip
         ties = top_k - count_high
         count = count_high + ties
         mass = mass_high + ties * each
     if top_p < 1:
         target = top_p * mass
-        count_low, mass_low = mass_above(
-            logits, processed, plain, s, size, stride_logits, low, low, highest, inverse, CHUNK
-        )
+        count_low, mass_low = mass_above(values, size, low, highest, inverse, CHUNK, STAGES)
         p_low, p_high, _, mass_high, each = find_border(
-            logits, processed, plain, s, size, stride_logits, low, count_low, mass_low, highest, inverse, 1, target,
-            grain, CHUNK,
+            values, size, low, count_low, mass_low, highest, inverse, 1, target, grain, CHUNK, STAGES
         )  # fmt: skip
         needed = tl.maximum(tl.ceil((target - mass_high) / each), 1.0).to(tl.int32)
         if p_low < high:  # top-p ends among the ties that top-k has cut already
             needed = tl.minimum(needed, ties)
         low, high, ties = p_low, p_high, needed
+    low, high = low.to(tl.int32), high.to(tl.int32)
     best = float("-inf")
     chosen = 0
     passed = 0
     for first in range(0, size, CHUNK):
         tokens = first + tl.arange(0, CHUNK)
-        x = load_logits(logits, processed, plain, s, tokens, size, stride_logits)
+        x = load_logits(values, tokens, size)
         key = ordered_key(x)
         between = ((key >= low) & (key < high)).to(tl.int32)
         kept = (key >= high) | ((between != 0) & (passed + tl.cumsum(between, 0) <= ties))
         noise = gumbel_noise(seed, position, first, CHUNK)
-        values = tl.where(kept, x * inverse + noise, float("-inf"))
-        here = tl.max(values, 0)
+        perturbed = tl.where(kept, x * inverse + noise, float("-inf"))
+        here = tl.max(perturbed, 0)
         if here > best:
             best = here
-            chosen = first + tl.argmax(values, 0)
+            chosen = first + tl.argmax(perturbed, 0)
         passed += tl.sum(between, 0)
     return chosen
 
@@ -189,7 +176,7 @@ def draw_filtered(
 @triton.jit
 def draw_kernel(
     logits, processed, rows, positions, floats, ints, seeds, counts, stats, ids, tokens_out, logprobs, ranks, failed,
-    last_token, size, stride_logits, num_blocks, BLOCKS: tl.constexpr, CHUNK: tl.constexpr,
+    last_token, size, stride_logits, num_blocks, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Join one row's blocks; search and draw again if it has filters."""
     s = tl.program_id(0).to(tl.int64)
@@ -208,10 +195,18 @@ def draw_kernel(
     top_k, top_p, min_p = tl.load(whole + TOP_K), tl.load(numbers + TOP_P), tl.load(numbers + MIN_P)
     filtered = (top_k > 0) | (top_p < 1) | (min_p > 0)
     if filtered & (temperature >= GREEDY_BELOW) & (broken == 0):
-        token = draw_filtered(
-            logits, processed, is_plain(ints, row), s, size, stride_logits, tl.load(seeds + row),
-            tl.load(positions + s), temperature, top_k, top_p, min_p, CHUNK,
-        ).to(token.dtype)  # fmt: skip
+        seed, position = tl.load(seeds + row), tl.load(positions + s)
+        if is_plain(ints, row):
+            grain = 1
+            if logits.dtype.element_ty == tl.bfloat16:
+                grain = 1 << 16  # bfloat16's keys lie that far apart
+            token = draw_filtered(
+                logits + s * stride_logits, size, seed, position, temperature, top_k, top_p, min_p, grain, CHUNK, STAGES
+            ).to(token.dtype)
+        else:
+            token = draw_filtered(
+                processed + s * size, size, seed, position, temperature, top_k, top_p, min_p, 1, CHUNK, STAGES
+            ).to(token.dtype)
     lse = highest + tl.log(tl.sum(sums * tl.exp(highs - highest), 0))
     mine = tl.load(logits + s * stride_logits + token).to(tl.float32)
     flags = tl.load(whole + FLAGS)
@@ -237,7 +232,11 @@ class Sampler:
     `processed` is the memory for rows with masks, biases or penalties, float32 [max_rows, V].
     """
 
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device):
+    def __init__(
+        self, max_rows: int, vocab_size: int, device: torch.device, *, hip: bool = torch.version.hip is not None
+    ):
+        # A whole row is one program of 1,024 threads, whose loads shared memory must hold.
+        self._launch = {"STAGES": 2, "num_warps": 16} if hip else {"STAGES": 4, "num_warps": 32}
         self._blocks = triton.cdiv(vocab_size, _BLOCK)
         self.processed = torch.empty(max_rows, vocab_size, dtype=torch.float32, device=device)
         self._stats = torch.empty(max_rows, self._blocks, 3, dtype=torch.float32, device=device)
@@ -277,5 +276,5 @@ class Sampler:
         draw_kernel[(count,)](
             logits, self.processed, rows, positions, tables.floats, tables.ints, tables.seeds, tables.counts,
             self._stats, self._ids, tokens, logprobs, ranks, failed, last_token, size, logits.stride(0), self._blocks,
-            BLOCKS=triton.next_power_of_2(self._blocks), CHUNK=8192, num_warps=32,
+            BLOCKS=triton.next_power_of_2(self._blocks), CHUNK=8192, **self._launch,
         )  # fmt: skip

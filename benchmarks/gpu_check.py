@@ -1,0 +1,161 @@
+"""Everything that needs a GPU, in one command: correctness of the engine on it, then the shared workloads.
+
+    python benchmarks/gpu_check.py --json OUT.json [--only check|bench] [--repeat 3] [--workloads a,b]
+
+The check compares a small random model on the GPU with the same model on the CPU in float32 (prompt logprobs), graphs
+with kernel-by-kernel launches (same tokens), and a batch with each request alone. The workloads run Llama 3.1 8B's
+shape with random weights in bfloat16, with defaults; times are whole `LLM.generate` calls, prefix cache emptied before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from octavo import LLM, SamplingParams
+from octavo.bench.workloads import LLAMA_8B, WORKLOADS
+from tests.tiny_models import make_tiny_llama
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 2000,
+    "max_position_embeddings": 2048,
+}
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 700, (count,), generator=generator).tolist()
+    shared = torch.randint(0, 2000, (100,), generator=generator).tolist()
+    return [
+        (shared if i % 3 == 0 else []) + torch.randint(0, 2000, (n,), generator=generator).tolist()
+        for i, n in enumerate(lengths)
+    ]
+
+
+def check() -> dict[str, Any]:
+    """Compare GPU and CPU, graphs and no graphs, batch and alone."""
+    texts = prompts(48)
+    score = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    mixed = [
+        SamplingParams(temperature=t, top_p=p, seed=i, max_tokens=40, ignore_eos=True, n=1 + i % 2)
+        for i, (t, p) in enumerate([(0.0, 1.0), (1.0, 1.0), (0.8, 0.9)] * 16)
+    ]
+    out: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_tiny_llama(Path(scratch) / "small", tokenizer=False, **SMALL)
+        options: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 64, "num_gpu_blocks_override": 4000}
+        with LLM(str(folder), device="cpu", **options) as cpu:
+            expected = [scores(r) for r in cpu.generate(texts[:12], score, use_tqdm=False)]
+        with LLM(str(folder), device="cuda", **options) as gpu:
+            got = [scores(r) for r in gpu.generate(texts[:12], score, use_tqdm=False)]
+            graphs = [ids(r) for r in gpu.generate(texts, mixed, use_tqdm=False)]
+            again = [ids(r) for r in gpu.generate(texts, mixed, use_tqdm=False)]
+            alone = [ids(gpu.generate(t, p, use_tqdm=False)[0]) for t, p in zip(texts[:12], mixed, strict=False)]
+            stats = gpu.stats()
+        with LLM(str(folder), device="cuda", enforce_eager=True, async_scheduling=False, **options) as gpu:
+            eager = [ids(r) for r in gpu.generate(texts, mixed, use_tqdm=False)]
+    errors = torch.cat([(torch.tensor(a) - torch.tensor(b)).abs() for a, b in zip(got, expected, strict=True)])
+    out["prompt_logprob_error_mean"], out["prompt_logprob_error_max"] = float(errors.mean()), float(errors.max())
+    out["same_tokens_twice"] = agreement(graphs, again)
+    out["same_tokens_graphs_and_eager"] = agreement(graphs, eager)
+    out["same_tokens_batch_and_alone"] = agreement(graphs[:12], alone)
+    out["pages_free_at_end"] = stats.num_free_pages == stats.num_pages
+    return out
+
+
+def scores(result: Any) -> list[float]:
+    return [entry.logprob for entry in result.prompt_logprobs[1:]]
+
+
+def ids(result: Any) -> list[int]:
+    return [token for output in result.outputs for token in output.token_ids]
+
+
+def agreement(first: list[list[int]], second: list[list[int]]) -> float:
+    """Share of the requests whose tokens are all the same."""
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+
+
+def bench(names: list[str], repeat: int) -> dict[str, Any]:
+    """Seconds of each workload, and of the start."""
+    out: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "config.json").write_text(json.dumps(LLAMA_8B))
+        start = time.perf_counter()
+        llm = LLM(scratch, load_format="dummy", skip_tokenizer_init=True, max_model_len=8192)
+        out["startup_s"] = time.perf_counter() - start
+        out["phases"] = llm.info.startup
+        out["memory"] = llm.info.memory
+        print("start", round(out["startup_s"], 2), llm.info.startup, llm.info.memory, flush=True)
+        run(llm, [([1000 + i] * 64, 16) for i in range(8)])
+        for name in names:
+            requests = WORKLOADS[name]()
+            rows = [run(llm, requests) for _ in range(repeat)]
+            out[name] = sorted(rows, key=lambda row: row["s"])[len(rows) // 2] | {"all_s": [row["s"] for row in rows]}
+            print(name, json.dumps(out[name]), flush=True)
+        llm.close()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return out
+
+
+def run(llm: LLM, requests: list[tuple[list[int], int]]) -> dict[str, float]:
+    llm.reset_prefix_cache()
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for _, n in requests]
+    before = llm.stats().num_steps
+    start = time.perf_counter()
+    results = llm.generate([prompt for prompt, _ in requests], params, use_tqdm=False)
+    seconds = time.perf_counter() - start
+    out_tokens = sum(len(result.outputs[0].token_ids) for result in results)
+    in_tokens = sum(len(prompt) for prompt, _ in requests)
+    return {
+        "s": seconds,
+        "out_tok": out_tokens,
+        "in_tok": in_tokens,
+        "out_tps": out_tokens / seconds,
+        "total_tps": (in_tokens + out_tokens) / seconds,
+        "steps": llm.stats().num_steps - before,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=["check", "bench"])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    arguments = parser.parse_args()
+    record: dict[str, Any] = {
+        "command": "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:]),
+        "device": torch.cuda.get_device_name(0),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": sys.version.split()[0],
+    }
+    if arguments.only != "bench":
+        record["check"] = check()
+        print(json.dumps(record["check"]), flush=True)
+    if arguments.only != "check":
+        record["bench"] = bench(arguments.workloads.split(","), arguments.repeat)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
