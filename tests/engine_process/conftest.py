@@ -11,6 +11,8 @@ from octavo.config import EngineConfig
 from octavo.sim import SimOptions, write_sim_model
 from octavo.sim.serve import sim_client
 
+PLAIN = SimOptions()
+
 
 @pytest.fixture(scope="session")
 def sim_folder(tmp_path_factory):
@@ -21,7 +23,7 @@ def sim_folder(tmp_path_factory):
 def sim_llm(sim_folder):
     """Make an `AsyncLLM` over a simulated engine; it is not loaded yet."""
 
-    def make(sim=SimOptions(), progress=None, **options):
+    def make(sim=PLAIN, progress=None, **options):
         config = EngineConfig.of(model="sim", tokenizer=str(sim_folder), **options)
         return AsyncLLM.of_config(config, client=sim_client(sim), progress=progress)
 

@@ -244,8 +244,7 @@ def test_a_client_that_starts_it_from_another_thread_may_let_that_thread_wait(si
     def work():
         async def main():
             async with sim_llm() as llm:
-                async for output in llm.generate("abc", SamplingParams(max_tokens=6)):
-                    texts.append(output.outputs[0].text)
+                texts.extend([out.outputs[0].text async for out in llm.generate("abc", SamplingParams(max_tokens=6))])
 
         run(main)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,6 +20,13 @@ from octavo.server.serve import _Uvicorn, listen, url_of, uvicorn_config
 from octavo.sim import SimOptions, write_sim_model
 from octavo.sim.serve import SimServe, sim_client
 
+PLAIN, ANY_PORT = SimOptions(), ServerOptions(port=0)
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # a real one takes 50 ms to make, and nothing here needs it
+
+
+def joined(lists):
+    return [item for each in lists for item in each]
+
 
 class Running:
     """A server that runs: its address, its model, its loop (for calls from outside)."""
@@ -27,7 +35,7 @@ class Running:
         self.url, self.llm, self.app, self.loop = url, llm, app, loop
 
     def client(self, **options):
-        return httpx.Client(base_url=self.url, timeout=20, verify=False, **options)  # no time for certificates
+        return httpx.Client(base_url=self.url, timeout=20, verify=NO_TLS, **options)
 
     def post(self, path, status=200, **body):
         with self.client() as client:
@@ -74,7 +82,7 @@ def start_server(sim_folder):
     """A context manager: a server in a thread. `sim`, `options` and the rest choose how."""
 
     @contextmanager
-    def start(*, sim=SimOptions(), options=ServerOptions(port=0), wait=True, **engine):
+    def start(*, sim=PLAIN, options=ANY_PORT, wait=True, **engine):
         config = EngineConfig.of(model="sim", tokenizer=str(sim_folder), **engine)
         started = threading.Event()
         made = {}
@@ -126,7 +134,7 @@ def process_server(sim_folder):
     """Start `octavo.sim.serve` as a process: the function returns (process, url)."""
     processes = []
 
-    def start(*, sim=SimOptions(), options=ServerOptions(port=0), ready=True, **engine):
+    def start(*, sim=PLAIN, options=ANY_PORT, ready=True, **engine):
         config = EngineConfig.of(model="sim", tokenizer=str(sim_folder), **engine)
         process = subprocess.Popen(
             [sys.executable, "-m", "octavo.sim.serve"],

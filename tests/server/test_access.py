@@ -95,7 +95,7 @@ def test_the_openai_client(guarded):
         assert client.models.retrieve("org/model").id == "org/model"
         chat = client.chat.completions.create(model="short", messages=MESSAGES, max_tokens=8, logprobs=True, n=2)
         assert chat.choices[1].message.content == "user: hi" and chat.usage.completion_tokens == 16
-        assert chat.choices[0].logprobs.content[0].token == "u" and chat._request_id
+        assert "".join(entry.token for entry in chat.choices[0].logprobs.content) == "user: hi" and chat._request_id
         chunks = list(
             client.chat.completions.create(
                 model="short", messages=MESSAGES, max_tokens=8, stream=True, stream_options={"include_usage": True}

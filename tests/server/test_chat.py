@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.server.conftest import joined
+
 PATH = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
 RENDERED = "user: hi\nassistant: "
@@ -69,7 +71,7 @@ def test_logprobs_have_bytes_and_the_likeliest(server):
     assert content[0]["top_logprobs"][0] == {k: v for k, v in content[0].items() if k != "top_logprobs"}
     events = server.stream(PATH, **body)
     streamed = [e["choices"][0]["logprobs"]["content"] for e in events if e["choices"][0]["logprobs"]]
-    assert sum(streamed, []) == content
+    assert joined(streamed) == content
 
 
 def test_logprobs_without_top_logprobs(server):
@@ -96,7 +98,7 @@ def test_token_ids_come_back_when_asked_for(server):
     assert len(reply["prompt_token_ids"]) == len(RENDERED) and len(reply["choices"][0]["token_ids"]) == 2
     events = server.stream(PATH, **body)
     assert events[0]["prompt_token_ids"] == reply["prompt_token_ids"]
-    ids = sum((e["choices"][0].get("token_ids", []) for e in events), [])
+    ids = joined(e["choices"][0].get("token_ids", []) for e in events)
     assert ids == reply["choices"][0]["token_ids"]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.server.conftest import joined
+
 PATH = "/v1/completions"
 
 
@@ -111,10 +113,13 @@ def test_logprobs_have_the_older_shape(server):
     logprobs = server.post(PATH, prompt="ab", max_tokens=3, logprobs=2)["choices"][0]["logprobs"]
     assert logprobs["tokens"] == ["a", "b", "a"] and logprobs["text_offset"] == [0, 1, 2]
     assert logprobs["token_logprobs"] == [-0.5] * 3
-    assert all(len(top) == 2 and top[token] == -0.5 for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"]))
+    assert all(
+        len(top) == 2 and top[token] == -0.5
+        for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True)
+    )
     events = server.stream(PATH, prompt="ab", max_tokens=3, logprobs=2)
     parts = [c["logprobs"] for e in events for c in e["choices"] if c["logprobs"]]
-    assert {key: sum((part[key] for part in parts), []) for key in logprobs} == logprobs
+    assert {key: joined(part[key] for part in parts) for key in logprobs} == logprobs
 
 
 def test_bytes_that_are_no_characters_have_names_of_their_own(server):
@@ -133,7 +138,7 @@ def test_echo_brings_the_prompt_and_its_logprobs(server):
     for choice in reply["choices"]:
         assert text_of(events, choice["index"]) == choice["text"]
         parts = [c["logprobs"] for e in events for c in e["choices"] if c["index"] == choice["index"] and c["logprobs"]]
-        assert {key: sum((part[key] for part in parts), []) for key in logprobs} == choice["logprobs"]
+        assert {key: joined(part[key] for part in parts) for key in logprobs} == choice["logprobs"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -154,7 +159,7 @@ def test_token_ids_come_back_when_asked_for(server):
     choice = server.post(PATH, **body)["choices"][0]
     assert choice["token_ids"] == ids * 2 and choice["prompt_token_ids"] == ids
     events = server.stream(PATH, **body)
-    assert sum((c.get("token_ids", []) for e in events for c in e["choices"]), []) == ids * 2
+    assert joined(c.get("token_ids", []) for e in events for c in e["choices"]) == ids * 2
 
 
 def test_prompt_logprobs_are_by_token_id(server):

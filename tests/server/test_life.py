@@ -21,6 +21,7 @@ from octavo.errors import ConfigError
 from octavo.server import generation
 from octavo.server.serve import check_exposure, is_loopback, listen
 from octavo.sim import SimOptions
+from tests.server.conftest import NO_TLS
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 SLOW = SimOptions(step_seconds=0.02)
@@ -140,7 +141,7 @@ def test_when_the_engine_dies_every_open_request_ends_with_an_error(start_server
     with start_server(sim=sim) as running:
 
         async def many():
-            async with httpx.AsyncClient(base_url=running.url, timeout=20, verify=False) as client:
+            async with httpx.AsyncClient(base_url=running.url, timeout=20, verify=NO_TLS) as client:
                 body = {"prompt": "abc", "max_tokens": 3000}
                 posts = [client.post(COMPLETIONS, json={**body, "stream": i % 2 == 0}) for i in range(8)]
                 tasks = [asyncio.create_task(post) for post in posts]
@@ -184,9 +185,7 @@ def test_a_hung_engine_is_not_ready(start_server, monkeypatch):
 def test_a_slow_engine_is_not_hung(start_server, monkeypatch):
     monkeypatch.setattr(async_llm, "HUNG_SECONDS", 0.5)
     with start_server(sim=SimOptions(step_seconds=0.1)) as running:
-        states = []
-        for _ in server_ticks(running):
-            states.append(running.get("/ready").json()["status"])
+        states = [running.get("/ready").json()["status"] for _ in server_ticks(running)]
         assert len(states) > 5 and set(states) == {"ready"}
 
 
@@ -280,14 +279,14 @@ def test_only_loopback_listens_and_no_port_but_the_one(process_server):
 
 
 def test_a_port_in_use_says_what_to_do():
-    with listen("127.0.0.1", 0) as first, pytest.raises(ConfigError, match="in use.*--port"):
+    with listen("127.0.0.1", 0) as first, pytest.raises(ConfigError, match=r"in use.*--port"):
         listen("127.0.0.1", first.getsockname()[1])
     with pytest.raises(ConfigError, match="Check --host"):
         listen("192.0.2.1", 0)
 
 
 def test_other_machines_need_a_key():
-    for host in ("0.0.0.0", "::", "192.168.1.2", "example.org"):
+    for host in ("0.0.0.0", "::", "192.168.1.2", "example.org"):  # noqa: S104
         with pytest.raises(ConfigError, match="--api-key"):
             check_exposure(ServerOptions(host=host))
         check_exposure(ServerOptions(host=host, api_key=("k",)))
