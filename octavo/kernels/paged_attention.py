@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from octavo.kernels import native
+
 
 def paged_attention(
     q: torch.Tensor,
@@ -26,6 +28,8 @@ def paged_attention(
     Returns:
         [T, num_heads, head_dim], of q's type.
     """
+    if native.usable(q) and native.usable_caches(k_cache, v_cache) and q.shape[2] % 16 == 0:
+        return native.paged_attention(q, k_cache, v_cache, block_table.contiguous(), query_start_loc, seq_lens, scale)
     out = torch.empty_like(q)
     starts, lengths = query_start_loc.tolist(), seq_lens.tolist()
     for row, length in enumerate(lengths):

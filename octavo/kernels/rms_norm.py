@@ -9,6 +9,10 @@ from octavo.kernels import native
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [T, H] / sqrt(mean(x²) + eps) * weight [H]; the mean in float32."""
+    if x.is_cuda:
+        from octavo.kernels.triton import rms_norm as triton
+
+        return triton.rms_norm(x, weight, eps)
     if native.usable(x, weight):
         return native.rms_norm(x, None, weight, eps)
     values = x.float()
@@ -20,6 +24,10 @@ def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(rms_norm(x + residual), x + residual); `residual` may be overwritten."""
+    if x.is_cuda:
+        from octavo.kernels.triton import rms_norm as triton
+
+        return triton.add_rms_norm(x, residual, weight, eps)
     if native.usable(x, residual, weight):
         return native.rms_norm(x, residual, weight, eps), residual
     total = x + residual

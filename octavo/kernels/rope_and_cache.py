@@ -30,6 +30,12 @@ def rope_and_cache(
     Returns:
         q, rotated: [T, num_heads, head_dim].
     """
+    if qkv.is_cuda:
+        from octavo.kernels.triton import rope_and_cache as triton
+
+        return triton.rope_and_cache(
+            qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, num_heads, num_kv_heads, head_dim
+        )
     if native.usable(qkv, cos_sin) and native.usable_caches(k_cache, v_cache):
         return native.rope_and_cache(
             qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, num_heads, num_kv_heads, head_dim

@@ -9,6 +9,10 @@ from octavo.kernels import native
 
 def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """[T, 2 I] (gate, then up) → silu(gate) * up, [T, I]."""
+    if gate_up.is_cuda:
+        from octavo.kernels.triton import silu_and_mul as triton
+
+        return triton.silu_and_mul(gate_up)
     if native.usable(gate_up):
         return native.silu_and_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)

@@ -25,6 +25,7 @@ _FORMATS = {  # the fields of each kernel's argument struct: q is a pointer or a
     "int8_rows": "6q",
     "int8_linear": "9q",
     "quantize_weight": "5q",
+    "paged_attention": "16qd",
     "gumbel_argmax": "6qd",
 }
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of keys and values, as in common.h
@@ -212,6 +213,49 @@ def rope_and_cache(
         _TYPES[k_cache.dtype],
     )
     return q
+
+
+_CHUNK = 128  # keys of a task of one query, as in attention.c
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """See `octavo.kernels.paged_attention`; head_dim a multiple of 16, caches of any type of `_TYPES`."""
+    count, num_heads, head_dim = q.shape
+    rows, blocks = block_table.shape
+    _, num_kv_heads, page_size, _ = k_cache.shape
+    out = _empty(count, num_heads, head_dim)
+    longest = blocks * page_size
+    chunks = -(-longest // _CHUNK)
+    _call(
+        "paged_attention",
+        count * num_heads * longest,
+        q.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        block_table.data_ptr(),
+        query_start_loc.data_ptr(),
+        seq_lens.data_ptr(),
+        out.data_ptr(),
+        _scratch(4 * rows * num_heads * chunks * (head_dim + 2)),
+        rows,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        page_size,
+        blocks,
+        chunks,
+        _TYPES[k_cache.dtype],
+        scale,
+    )
+    return out
 
 
 def int8_rows(ids: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
