@@ -36,7 +36,7 @@ def check(case: Case, shape: dict[str, int], slopes: torch.Tensor | None = None,
     assert not op._arrivals.any(), "counters must be zero for the next launch"
 
 
-@pytest.mark.parametrize("num_programs", [1, 2, 5, 16, 64])
+@pytest.mark.parametrize("num_programs", [1, 5, 64])
 def test_any_number_of_programs_gives_the_same(num_programs, device):
     case = make_case([1, 97, 33, 250], [1] * 4, **SHAPE, device=device)
     check(case, SHAPE, num_programs=num_programs)

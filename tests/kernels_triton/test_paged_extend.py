@@ -56,7 +56,7 @@ def test_groups_and_float16(group, device):
     check(make_case([50], [30], **shape, dtype=torch.float16, device=device), shape, bound=1e-3)
 
 
-@pytest.mark.parametrize("window", [5, 37, 64, 1000])
+@pytest.mark.parametrize("window", [5, 64, 1000])
 def test_window(window, device):
     check(make_case([150, 40], [100, 40], **SHAPE, device=device), SHAPE, window=window)
 
