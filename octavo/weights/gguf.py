@@ -24,6 +24,7 @@ MAX_METADATA = 65_536
 MAX_TENSORS = 65_536
 MAX_STRING = 16 << 20
 MAX_ARRAY = 1 << 24
+MAX_ARRAY_STRINGS = 1 << 22  # in all arrays together: they are walked one by one
 MAX_DIMS = 4
 
 _SCALARS: dict[int, tuple[str, int]] = {
@@ -37,6 +38,11 @@ BLOCKS: dict[int, tuple[str, int, int]] = {  # type id: name, elements of a bloc
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
     10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
+}  # fmt: skip
+_OTHER_TYPES = {  # known by name only, for the error
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
+    22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
+    35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
 }  # fmt: skip
 
 
@@ -122,6 +128,9 @@ class _Metadata(Mapping[str, Any]):
             self._values[key] = self._header.array(self._arrays.pop(key), key)
         return self._values[key]
 
+    def __contains__(self, key: object) -> bool:  # Mapping's own would decode an array to find out
+        return key in self._values
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -134,6 +143,7 @@ class _Header:
 
     def __init__(self, data: mmap.mmap, path: Path):
         self._data, self._path, self._size, self._at = data, path, len(data), 0
+        self._array_strings = 0
         if self._size < 24 or data[:4] != b"GGUF":
             raise self._damaged("it does not begin with GGUF")
         version = self._number("I", 4, "version", at=4)
@@ -210,6 +220,9 @@ class _Header:
         data, at, size, unpack = self._data, self._at, self._size, struct.Struct("<Q").unpack_from
         if count * 8 > size - at:
             raise self._damaged(f"it ends inside {key!r}")
+        self._array_strings += count
+        if self._array_strings > MAX_ARRAY_STRINGS:
+            raise self._damaged(f"its arrays have more than {MAX_ARRAY_STRINGS} strings")
         for _ in range(count):
             if at + 8 > size:
                 self._at = at
@@ -261,8 +274,9 @@ class _Header:
 
     def _tensor(self, name: str, dims: tuple[int, ...], type_id: int, offset: int, alignment: int) -> GGUFTensor:
         if type_id not in BLOCKS:
+            kind = _OTHER_TYPES.get(type_id, f"number {type_id}")
             raise ModelFileError(
-                f"{self._path}: the tensor {name!r} has the quantization type {type_id}, which is not supported.",
+                f"{self._path}: the tensor {name!r} has the quantization type {kind}, which is not supported.",
                 fix=f"Use a file with one of: {', '.join(block[0] for block in BLOCKS.values())}.",
                 code="unsupported_quantization",
             )

@@ -28,14 +28,16 @@ def dequantize(file: GGUFFile, name: str, rows: slice | None = None) -> torch.Te
     if rows is not None:
         start, stop, _ = rows.indices(shape[0])
         row_bytes = tensor.nbytes // shape[0]
+        stop = max(start, stop)
         data, shape = data[start * row_bytes : stop * row_bytes], (stop - start, *shape[1:])
     if type_name in _STORED:
         return torch.from_numpy(data.copy()).view(_STORED[type_name]).view(shape)
     blocks = data.reshape(-1, size)
     out = np.empty((len(blocks), block), np.float32)
     step = max(1, _SLAB_ELEMENTS // block)
-    for at in range(0, len(blocks), step):
-        out[at : at + step] = DEQUANTIZE[type_name](blocks[at : at + step])
+    with np.errstate(all="ignore"):  # a damaged scale may be infinite or NaN: so is the weight then
+        for at in range(0, len(blocks), step):
+            out[at : at + step] = DEQUANTIZE[type_name](blocks[at : at + step])
     return torch.from_numpy(out).view(shape)
 
 
@@ -58,31 +60,36 @@ def _fifth_bits(data: Bytes) -> Bytes:
 
 
 def q4_0(blocks: Bytes) -> Floats:
+    """d (float16), 16 bytes of nibbles: d (q - 8)."""
     return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]).astype(np.int8) - 8)
 
 
 def q4_1(blocks: Bytes) -> Floats:
+    """d, m (float16), 16 bytes of nibbles: d q + m."""
     return _half(blocks[:, :2]) * _nibbles(blocks[:, 4:]) + _half(blocks[:, 2:4])
 
 
 def q5_0(blocks: Bytes) -> Floats:
+    """d (float16), the 32 fifth bits, 16 bytes of nibbles: d (q - 16)."""
     q = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
     return _half(blocks[:, :2]) * (q.astype(np.int8) - 16)
 
 
 def q5_1(blocks: Bytes) -> Floats:
+    """d, m (float16), the 32 fifth bits, 16 bytes of nibbles: d q + m."""
     q = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
     return _half(blocks[:, :2]) * q + _half(blocks[:, 2:4])
 
 
 def q8_0(blocks: Bytes) -> Floats:
+    """d (float16), 32 signed bytes: d q."""
     return _half(blocks[:, :2]) * blocks[:, 2:].view(np.int8)
 
 
 def _crumbs(data: Bytes) -> Bytes:
     """[n, 64] → [n, 256] values of 2 bits: of each 32 bytes, the lowest pairs first, then the next higher."""
     shifts = np.array([0, 2, 4, 6], np.uint8)[:, None]
-    return ((data.reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 256)
+    return ((data.reshape(-1, 2, 1, 32) >> shifts) & np.uint8(3)).reshape(-1, 256)
 
 
 def _groups(q: npt.NDArray[np.generic], scale: Floats) -> Floats:
@@ -92,12 +99,15 @@ def _groups(q: npt.NDArray[np.generic], scale: Floats) -> Floats:
 
 
 def q2_k(blocks: Bytes) -> Floats:
+    """16 bytes of scale and minimum (a nibble each), 64 bytes of 2-bit q, d, dmin: d scale q - dmin minimum."""
     scales, q = blocks[:, :16], _crumbs(blocks[:, 16:80])
     d, dmin = _half(blocks[:, 80:82]), _half(blocks[:, 82:84])
-    return _groups(q, d * (scales & 15)) - np.repeat(dmin * (scales >> 4), 16, axis=1)
+    minima: Floats = np.repeat(dmin * (scales >> 4), 16, axis=1)
+    return _groups(q, d * (scales & 15)) - minima
 
 
 def q3_k(blocks: Bytes) -> Floats:
+    """32 bytes of inverted third bits, 64 bytes of 2-bit q, 12 bytes of 16 6-bit scales, d: d (scale - 32) q."""
     high, low, packed, d = blocks[:, :32], _crumbs(blocks[:, 32:96]), blocks[:, 96:108], _half(blocks[:, 108:110])
     bits = (high[:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
     q = low.astype(np.int8) - ((bits.reshape(-1, 256) ^ 1) << 2).astype(np.int8)
@@ -123,12 +133,14 @@ def _nibbles_by_32(data: Bytes) -> Bytes:
 
 
 def q4_k(blocks: Bytes) -> Floats:
+    """d, dmin, 12 bytes of 8 6-bit scales and minima, 128 bytes of nibbles: d scale q - dmin minimum."""
     d, dmin = _half(blocks[:, :2]), _half(blocks[:, 2:4])
     scales, minima = _six_bit_pairs(blocks[:, 4:16])
     return _groups(_nibbles_by_32(blocks[:, 16:]), d * scales) - np.repeat(dmin * minima, 32, axis=1)
 
 
 def q5_k(blocks: Bytes) -> Floats:
+    """As Q4_K, with 32 bytes of fifth bits before the nibbles."""
     d, dmin = _half(blocks[:, :2]), _half(blocks[:, 2:4])
     scales, minima = _six_bit_pairs(blocks[:, 4:16])
     high = (blocks[:, None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
@@ -137,6 +149,7 @@ def q5_k(blocks: Bytes) -> Floats:
 
 
 def q6_k(blocks: Bytes) -> Floats:
+    """128 bytes of low nibbles, 64 bytes of high pairs, 16 signed scales, d: d scale (q - 32)."""
     low, high, scales = blocks[:, :128], blocks[:, 128:192], blocks[:, 192:208].view(np.int8)
     low_parts = low.reshape(-1, 2, 1, 64)
     low4 = np.concatenate([low_parts & 15, low_parts >> 4], axis=2).reshape(-1, 256)

