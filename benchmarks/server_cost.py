@@ -128,6 +128,8 @@ def measure(route: str, streams: int, tokens: int, step_ms: float, rounds: int) 
             process.stdin.write(msgspec.json.encode(what).decode() + "\n")
             process.stdin.flush()
             url = process.stdout.readline().strip()
+            if not url:
+                raise SystemExit("the server did not start")
             server = psutil.Process(process.pid)
             uvloop.run(one_round(url, server, route, streams, 32))
             results = [uvloop.run(one_round(url, server, route, streams, tokens)) for _ in range(rounds)]

@@ -65,7 +65,8 @@ class UpdateStream:
                 raise self.error.with_traceback(None)
             if not self.handles:
                 return []
-            await self._wait()
+            self._waiter = self._llm.loop.create_future()
+            await self._waiter
         taken, self.pending = self.pending, []
         return taken
 
@@ -73,33 +74,31 @@ class UpdateStream:
         """Wait until all requests have ended; what came of them is in `opened`. Raises as `next`."""
         self._quiet = True
         while self.handles:
-            await self._wait()
+            self._waiter = self._llm.loop.create_future()
+            await self._waiter
         if self.error is not None:
             raise self.error.with_traceback(None)
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
     def push(self, update: Update) -> None:
         """Add an update and wake the reader."""
+        pending = self.pending
         if update.finished:
             self.handles.discard(update.handle)
-        if self._quiet:
-            if not self.handles:
-                self.wake()
+        if not self._quiet:
+            pending.append(update)
+        elif self.handles:
             return
-        self.pending.append(update)
-        if len(self.pending) > self.max_pending:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+        elif len(pending) > self.max_pending:
             self.fail(RequestFailedError("The answer was not read as fast as it came.", fix="Read faster."))
-        self.wake()
 
     def wake(self) -> None:
         """Let the reader look again."""
-        waiter = self._waiter
+        waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -165,6 +164,7 @@ class AsyncLLM:
         self.config = config
         self.stats = EngineStats()
         self.loading: tuple[str, float] = ("start the engine's process", 0.0)
+        self.loop: asyncio.AbstractEventLoop
         self.on_end: Callable[[Update], None] = lambda update: None
         self._client: EngineClient = client(config)
         self._progress = progress
@@ -185,6 +185,7 @@ class AsyncLLM:
     async def load(self) -> EngineInfo:
         """Start the engine and wait for its model; errors as of `start`."""
         self._state = "loading"
+        self.loop = asyncio.get_running_loop()
         try:
             info = await self._client.start(self, self._on_progress)
             self.loading = ("load the tokenizer", 0.0)

@@ -126,13 +126,10 @@ class ProcessClient:
         self._open_socket(endpoint)
         self._spawn(endpoint)
         try:
-            info = await self._ready
+            return await self._ready
         except BaseException:
             await self.close()
             raise
-        self._started = True
-        self._progress_time = time.monotonic()
-        return info
 
     def _open_socket(self, endpoint: str) -> None:
         self._context = zmq.Context()
@@ -217,6 +214,8 @@ class ProcessClient:
                 self._progress(message.phase, message.fraction)
         elif isinstance(message, Ready):
             if self._ready is not None and not self._ready.done():
+                self._started = True  # from here on the listener is told of the end
+                self._progress_time = time.monotonic()
                 self._ready.set_result(message.info)
         elif isinstance(message, StartupFailed):
             self._fail(_with_trace(message.failure.error(), message.trace))

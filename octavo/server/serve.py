@@ -212,6 +212,8 @@ class _Server:
             if self._llm.state == "dead":
                 await asyncio.wait([signalled], timeout=_DEAD_GRACE_SECONDS)
                 return self._llm.error
+            if serving.done():
+                serving.result()  # raises what ended it
             await self._drain(app)
             return None
         except OctavoError as error:

@@ -45,7 +45,7 @@ class SimEngine:
     def __init__(self, config: EngineConfig, progress: Progress | None = None, options: SimOptions | None = None):
         self._options = options or SimOptions()
         self._start(progress)
-        scheduler, page_size = config.scheduler, config.cache.block_size
+        scheduler, page_size = config.scheduler, config.cache.block_size or 16
         self.info = EngineInfo(
             model=config.model.model,
             architecture="simulated",

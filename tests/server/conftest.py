@@ -88,6 +88,14 @@ def start_server(sim_folder):
         made = {}
 
         async def main():
+            try:
+                await serve_until_stopped()
+            except BaseException as error:
+                made["error"] = error
+            finally:
+                started.set()
+
+        async def serve_until_stopped():
             llm = AsyncLLM.of_config(config, client=sim_client(sim), max_logprobs=options.max_logprobs)
             app = build_app(llm, options)
             server = _Uvicorn(uvicorn_config(app))
@@ -107,11 +115,12 @@ def start_server(sim_folder):
                 await llm.close()
                 await asyncio.gather(serving, loading, return_exceptions=True)
                 listener.close()
-                started.set()
 
         thread = threading.Thread(target=lambda: asyncio.run(main()))
         thread.start()
         started.wait(30)
+        if "error" in made:
+            raise made["error"]
         try:
             yield made["running"]
         finally:
