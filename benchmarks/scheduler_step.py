@@ -1,19 +1,28 @@
-"""Host time of a steady decode step: plan and commit, without a model.
+"""Host time of a scheduler's step, plan and commit, without a model.
 
     python benchmarks/scheduler_step.py --json benchmarks/results/scheduler-step-cpu.json
 
-Every request decodes; pages of 16 tokens, so in each step about a sixteenth of the requests begin a new page (rows are
-staggered). The results that a runner would bring are made outside the clock. Goal: at most 100 µs at 256 requests.
+Two loads, both running ahead by one step, with pages of 16 tokens:
+
+steady  every request decodes and none ends. About a sixteenth of them begin a new page in each step (the page borders
+        are staggered), so the cost of new pages is in every step. Goal: at most 100 µs at 256 requests.
+churn   every request brings 128 tokens for a prompt of 64; one that ends is replaced at once. In each step a 128th of
+        them end, are indexed, and are admitted: the step of a busy server. `add` is in the clock.
+
+The results that a runner would bring are made outside the clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,82 +33,124 @@ from octavo.scheduler import Scheduler, SchedulerConfig
 
 SIZES = (1, 16, 64, 256, 1024, 4096)
 PAGE = 16
+WARM = 8
+CHURN_PROMPT, CHURN_OUTPUT = 64, 128
+
+Times = list[tuple[float, float, float]]  # seconds of add, plan, commit of each step
 
 
-def steady(count: int, steps: int) -> tuple[list[float], list[float]]:
-    """Seconds of each step's plan and commit."""
-    length = PAGE + steps + 64
+def request(handle: int, num_prompt: int, max_tokens: int) -> EngineRequest:
+    params = SamplingParams(max_tokens=max_tokens, seed=0)
+    prompt = [1 + handle % 5000] * num_prompt
+    return EngineRequest(handle=handle, request_id="", prompt_token_ids=prompt, params=params, eos_token_ids=(2,))
+
+
+def scheduler_for(count: int, length: int) -> Scheduler:
     config = SchedulerConfig(
         max_num_seqs=count,
-        max_num_batched_tokens=max(8192, count),
+        max_num_batched_tokens=max(8192, 2 * count),
         max_model_len=length + PAGE,
         num_pages=count * (length // PAGE + 3),
         page_size=PAGE,
     )
-    scheduler = Scheduler(config)
-    for handle in range(count):
-        params = SamplingParams(max_tokens=length, seed=0, ignore_eos=False)
-        prompt = [handle % 1000] * (1 + handle % PAGE)  # staggered page borders
-        scheduler.add(
-            EngineRequest(
-                handle=handle, request_id=str(handle), prompt_token_ids=prompt, params=params, eos_token_ids=(2,)
-            )
-        )
-    in_flight = []
-    plans, commits = [], []
-    warm = 8
-    for step in range(steps + warm):
+    return Scheduler(config)
+
+
+def measure(scheduler: Scheduler, steps: int, arrivals: Callable[[int], list[EngineRequest]]) -> Times:
+    """Drive the scheduler; `arrivals(ended)` are the requests that come when so many have ended."""
+    in_flight: deque[StepResult] = deque()
+    times: Times = []
+    ended = 0
+    for step in range(steps):
+        new = arrivals(ended)
         start = time.perf_counter()
+        for one in new:
+            scheduler.add(one)
+        added = time.perf_counter()
         plan = scheduler.plan()
         planned = time.perf_counter()
-        if plan is None:
-            raise RuntimeError("nothing to plan")
-        in_flight.append(StepResult(plan.step, np.full(int(plan.sample.sum()), 7, np.int32)))
-        if len(in_flight) < 2:
+        if plan is not None:
+            in_flight.append(StepResult(plan.step, np.full(int(plan.sample.sum()), 7, np.int32)))
+        if step == 0:
             continue
-        result = in_flight.pop(0)
+        result = in_flight.popleft()
         before = time.perf_counter()
-        scheduler.commit(result)
+        outputs = scheduler.commit(result)
         done = time.perf_counter()
-        if step >= warm:
-            plans.append(planned - start)
-            commits.append(done - before)
-    return plans, commits
+        ended = len(outputs.finished)
+        times.append((added - start, planned - added, done - before))
+    return times
+
+
+def steady(count: int, steps: int) -> Times:
+    length = PAGE + steps + WARM
+    scheduler = scheduler_for(count, length)
+    for handle in range(count):
+        scheduler.add(request(handle, 1 + handle % PAGE, length))
+    return measure(scheduler, steps + WARM, lambda ended: [])[WARM:]
+
+
+def churn(count: int, steps: int) -> Times:
+    length = CHURN_PROMPT + CHURN_OUTPUT
+    scheduler = scheduler_for(count, length)
+    for handle in range(count):  # the first have less to say, so that ends are spread
+        scheduler.add(request(handle, CHURN_PROMPT, 2 + handle * (CHURN_OUTPUT - 1) // count))
+    handles = iter(range(count, 1 << 40))
+    new = lambda ended: [request(next(handles), CHURN_PROMPT, CHURN_OUTPUT) for _ in range(ended)]  # noqa: E731
+    warm = WARM + CHURN_OUTPUT
+    return measure(scheduler, steps + warm, new)[warm:]
+
+
+def summary(load: str, count: int, runs: list[Times]) -> dict[str, float | int | str]:
+    """Of the run with the least median: another program's work only ever adds."""
+    best = min(runs, key=lambda times: statistics.median(map(sum, times)))
+    both = [sum(step) * 1e6 for step in best]
+    row: dict[str, float | int | str] = {"load": load, "requests": count}
+    for i, part in enumerate(("add", "plan", "commit")):
+        row[f"{part}_median_us"] = round(statistics.median(step[i] for step in best) * 1e6, 1)
+    row |= {"median_us": round(statistics.median(both), 1), "min_us": round(min(both), 1)}
+    row["p90_us"] = round(sorted(both)[len(both) * 9 // 10], 1)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=320)
+    parser.add_argument("--repeat", type=int, default=5, help="runs of each; the one with the least median counts")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
-    print("requests    plan   commit    both (µs, median)    best    µs a request")
-    for count in SIZES:
-        plans, commits = steady(count, arguments.steps)
-        both = [a + b for a, b in zip(plans, commits, strict=True)]
-        row = {
-            "requests": count,
-            "plan_us": statistics.median(plans) * 1e6,
-            "commit_us": statistics.median(commits) * 1e6,
-            "median_us": statistics.median(both) * 1e6,
-            "mean_us": statistics.fmean(both) * 1e6,
-            "min_us": min(both) * 1e6,
-        }
-        rows.append(row)
-        print(
-            f"{count:8} {row['plan_us']:7.1f} {row['commit_us']:8.1f} {row['median_us']:10.1f} "
-            f"{row['min_us']:18.1f} {row['median_us'] / count:12.3f}"
-        )
+    print("load    requests     add    plan  commit | µs a step: median    best     p90 | µs a request")
+    for name, load in (("steady", steady), ("churn", churn)):
+        for count in SIZES:
+            row = summary(name, count, [load(count, arguments.steps) for _ in range(arguments.repeat)])
+            rows.append(row)
+            print(
+                f"{name:7} {count:8} {row['add_median_us']:7} {row['plan_median_us']:7} {row['commit_median_us']:7} | "
+                f"{row['median_us']:17} {row['min_us']:7} {row['p90_us']:7} | "
+                f"{float(row['median_us']) / count:12.3f}"
+            )
     if arguments.json:
         record = {
             "command": "python benchmarks/scheduler_step.py --json benchmarks/results/scheduler-step-cpu.json",
+            "machine": machine(),
             "python": sys.version.split()[0],
             "numpy": np.__version__,
-            "machine": f"{platform.machine()}, {platform.system()}",
             "steps": arguments.steps,
+            "repeat": arguments.repeat,
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def machine() -> dict[str, str | int | float]:
+    """What the numbers were taken on, and how busy it was with other things."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": os.cpu_count() or 0, "system": platform.system(), "load": os.getloadavg()[0]}
 
 
 if __name__ == "__main__":

@@ -71,6 +71,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver.submit(request)
         self.requests[handle] = request
 
+    @precondition(lambda self: any(got.ends for got in self.driver.got.values()))
+    @rule(data=st.data(), more=st.integers(1, 5), max_tokens=st.integers(1, 8))
+    def add_next_turn(self, data: st.DataObject, more: int, max_tokens: int) -> None:
+        """What was said before comes back as a prompt, with something new behind it."""
+        ended = sorted(handle for handle, got in self.driver.got.items() if 0 in got.ends)
+        if not ended:
+            return
+        earlier = data.draw(st.sampled_from(ended))
+        said = self.requests[earlier].prompt_token_ids + self.driver.got[earlier].tokens[0]
+        handle = len(self.requests)
+        request = EngineRequest(
+            handle=handle,
+            request_id=str(handle),
+            prompt_token_ids=said[:40] + [VOCAB - 1] * more,
+            params=SamplingParams(max_tokens=max_tokens, seed=1),
+            cache_salt=self.requests[earlier].cache_salt,
+        )
+        self.driver.submit(request)
+        self.requests[handle] = request
+
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:
         for _ in range(count):
