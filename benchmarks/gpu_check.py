@@ -23,9 +23,36 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from octavo import LLM, SamplingParams
-from octavo.bench.workloads import LLAMA_8B, WORKLOADS
+from octavo.bench.offline import run_workload
+from octavo.bench.record import environment
+from octavo.bench.workloads import WORKLOADS, BenchRequest, fixed
 from tests.tiny_models import make_tiny_llama
 
+LLAMA_8B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
 SMALL: dict[str, Any] = {
     "hidden_size": 512,
     "intermediate_size": 1024,
@@ -103,10 +130,10 @@ def bench(names: list[str], repeat: int) -> dict[str, Any]:
         out["phases"] = llm.info.startup
         out["memory"] = llm.info.memory
         print("start", round(out["startup_s"], 2), llm.info.startup, llm.info.memory, flush=True)
-        run(llm, [([1000 + i] * 64, 16) for i in range(8)])
+        run(llm, fixed(8, 64, 16, seed=99), "warm-up")
         for name in names:
             requests = WORKLOADS[name]()
-            rows = [run(llm, requests) for _ in range(repeat)]
+            rows = [run(llm, requests, f"{name}-{i}") for i in range(repeat)]
             out[name] = sorted(rows, key=lambda row: row["s"])[len(rows) // 2] | {"all_s": [row["s"] for row in rows]}
             print(name, json.dumps(out[name]), flush=True)
         llm.close()
@@ -115,15 +142,12 @@ def bench(names: list[str], repeat: int) -> dict[str, Any]:
     return out
 
 
-def run(llm: LLM, requests: list[tuple[list[int], int]]) -> dict[str, float]:
-    llm.reset_prefix_cache()
-    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for _, n in requests]
+def run(llm: LLM, requests: list[BenchRequest], salt: str) -> dict[str, float]:
+    """One repeat; its salt keeps it from finding another's cached prefixes."""
     before = llm.stats().num_steps
-    start = time.perf_counter()
-    results = llm.generate([prompt for prompt, _ in requests], params, use_tqdm=False)
-    seconds = time.perf_counter() - start
+    seconds, results = run_workload(llm, requests, salt=salt)
     out_tokens = sum(len(result.outputs[0].token_ids) for result in results)
-    in_tokens = sum(len(prompt) for prompt, _ in requests)
+    in_tokens = sum(len(request.prompt_token_ids) for request in requests)
     return {
         "s": seconds,
         "out_tok": out_tokens,
@@ -141,13 +165,8 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     arguments = parser.parse_args()
-    record: dict[str, Any] = {
-        "command": "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:]),
-        "device": torch.cuda.get_device_name(0),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": sys.version.split()[0],
-    }
+    record: dict[str, Any] = environment()
+    record["command"] = "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:])
     if arguments.only != "bench":
         record["check"] = check()
         print(json.dumps(record["check"]), flush=True)

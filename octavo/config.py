@@ -55,7 +55,7 @@ class ModelOptions:
 class CacheOptions:
     """The paged KV memory."""
 
-    block_size: int = flag(16, "Tokens a page holds.", min=1, max=1024)
+    block_size: int | None = flag(None, "Tokens a page holds; default 16 on a CPU, 64 on a GPU.", min=1, max=1024)
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
         "auto", "Type of cached keys and values; auto is the compute type (bfloat16 beside int8 weights)."
     )

@@ -107,6 +107,8 @@ class Started(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SampleLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """The logprobs of one sampled token."""
+
     handle: int
     index: int
     entry: TokenLogprobs

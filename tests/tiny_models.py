@@ -52,7 +52,7 @@ def llama_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tens
     return {
         name: torch.rand(shape, generator=generator) + 0.5
         if len(shape) == 1
-        else torch.randn(shape, generator=generator) * 0.25
+        else torch.randn(shape, generator=generator) * (2 / shape[1] ** 0.5)
         for name, shape in shapes.items()
     }
 

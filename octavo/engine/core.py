@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from types import TracebackType
 
 from octavo.config import EngineConfig
 from octavo.engine.info import EngineInfo
 from octavo.engine.load import load
 from octavo.engine.phases import PhaseTimer, Progress
-from octavo.plan import StepResult
 from octavo.request import EngineRequest, EngineStats, StepOutputs
+from octavo.runner.runner import Pending, StepRunner
 from octavo.scheduler import Scheduler, SchedulerConfig
 
 
@@ -25,7 +24,7 @@ class Engine:
         timer = PhaseTimer(progress)
         loaded = load(config, timer)
         self.info: EngineInfo = loaded.info
-        self._runner = loaded.runner
+        self._runner: StepRunner = loaded.runner
         self._scheduler = Scheduler(
             SchedulerConfig(
                 max_num_seqs=self.info.max_num_seqs,
@@ -40,7 +39,7 @@ class Engine:
             )
         )
         self._run_ahead = config.scheduler.async_scheduling
-        self._in_flight: Future[StepResult] | None = None
+        self._in_flight: Pending | None = None
 
     def step(self) -> StepOutputs | None:
         """One turn: launch the next plan, then settle the one before it. None if nothing was settled."""
@@ -48,7 +47,7 @@ class Engine:
             return self._step_in_turn()
         plan = self._scheduler.plan()  # assumes that the tokens in flight arrive
         launched = self._runner.launch(plan) if plan is not None else None
-        settled = self._runner.settle(self._in_flight) if self._in_flight is not None else None
+        settled = self._in_flight.result() if self._in_flight is not None else None
         self._in_flight = launched
         return self._scheduler.commit(settled) if settled is not None else None
 
@@ -57,7 +56,7 @@ class Engine:
         plan = self._scheduler.plan()
         if plan is None:
             return None
-        return self._scheduler.commit(self._runner.settle(self._runner.launch(plan)))
+        return self._scheduler.commit(self._runner.launch(plan).result())
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request.

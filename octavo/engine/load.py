@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,9 +23,13 @@ from octavo.models.registry import build_model, check_supported
 from octavo.quant import linear_scheme
 from octavo.runner.cpu import available_cores
 from octavo.runner.memory import MemoryPlan, plan_memory
-from octavo.runner.runner import Runner
+from octavo.runner.runner import Runner, StepRunner
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
+from octavo.weights.dummy import DummySource
 from octavo.weights.resolve import resolve
+
+if TYPE_CHECKING:
+    from octavo.runner.cuda import CudaRunner
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,7 +38,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class Loaded:
     """A runner that is ready to launch plans, and what it is."""
 
-    runner: Runner
+    runner: StepRunner
     info: EngineInfo
 
 
@@ -42,50 +48,102 @@ def load(options: EngineConfig, timer: PhaseTimer) -> Loaded:
     Raises:
         ModelNotFoundError, ModelFileError, ConfigError: with cause and fix.
     """
-    check_device(options)
+    device = choose_device(options)
     threads = options.device.threads or available_cores()
     torch.set_num_threads(threads)
-    native.configure(enabled=options.device.native_kernels, threads=threads)
+    native.configure(enabled=options.device.native_kernels and device.type == "cpu", threads=threads)
     with timer.phase("find the model"):
         path = resolve(options.model.model, revision=options.model.revision)
         checkpoint = open_checkpoint(path, options.model.load_format, seed=options.model.seed)
     with closing(checkpoint.weights):
         config = ModelConfig.from_hf(checkpoint.config)
         check_supported(config.architecture)
-        quantization = choose_quantization(options, checkpoint)
-        dtype = choose_dtype(options)
+        quantization = choose_quantization(options, checkpoint, device)
+        dtype = choose_dtype(options, config, device)
         kv_dtype = choose_kv_dtype(options, dtype, quantization)
-        plan_memory(config, options, kv_dtype, weight_bytes=0)  # refuses impossible options before minutes of loading
-        model, weight_bytes = _load_weights(config, options, checkpoint, quantization, dtype, timer)
+        if options.model.load_format == "dummy":  # drawn where they are used: a large model in no time
+            checkpoint = dataclasses.replace(checkpoint, weights=DummySource(options.model.seed, device, dtype))
+        limits = StepLimits.of(options, device)
+        page_size = options.cache.block_size or (64 if device.type == "cuda" else 16)
+        budget = kv_budget(options, config, device, dtype, limits, weights_loaded=False)
+        plan_memory(
+            config, options, kv_dtype, page_size, 0, budget
+        )  # refuses impossible options before minutes of loading
+        model, weight_bytes = _load_weights(config, options, checkpoint, quantization, dtype, device, timer)
     with timer.phase("allocate the KV cache"):
-        memory = plan_memory(config, options, kv_dtype, weight_bytes)
-        runner = _build_runner(model, config, options, memory, kv_dtype)
-    return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, timer))
+        budget = kv_budget(options, config, device, dtype, limits, weights_loaded=True)
+        memory = plan_memory(config, options, kv_dtype, page_size, weight_bytes, budget)
+        runner = _build_runner(model, config, options, memory, kv_dtype, page_size, device, limits)
+    if isinstance(runner, Runner):
+        return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, device, limits, timer))
+    with timer.phase("capture graphs") as report:
+        runner.capture(report)
+    return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, device, limits, timer))
 
 
-def check_device(options: EngineConfig) -> None:
-    """Raises ConfigError for a device or compute type this version cannot run."""
-    if options.device.device == "cuda":
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """Bounds of a step, from the options or the device's defaults."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+    @classmethod
+    def of(cls, options: EngineConfig, device: torch.device) -> StepLimits:
+        seqs, tokens = (1024, 8192) if device.type == "cuda" else (128, 512)
+        asked = options.scheduler
+        return cls(asked.max_num_seqs or seqs, asked.max_num_batched_tokens or tokens)
+
+
+def choose_device(options: EngineConfig) -> torch.device:
+    """auto is a GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    asked = options.device.device
+    if asked == "cpu" or (asked == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
         raise ConfigError(
-            "This version runs on CPUs only; the GPU runner is not part of it yet.",
-            fix="Use --device cpu or leave --device out.",
+            "--device cuda: torch sees no GPU here, only a CPU.",
+            fix="Install a torch build with CUDA and check the driver, or use --device cpu.",
             param="device",
         )
-    if options.model.dtype not in ("auto", "float32"):
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def choose_dtype(options: EngineConfig, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The compute type: float32 on a CPU; the checkpoint's own on a GPU, bfloat16 if that is float32.
+
+    Raises:
+        ConfigError: the device does not serve that type.
+    """
+    asked = options.model.dtype
+    if device.type == "cuda":
+        if asked == "float32":
+            raise ConfigError("--dtype float32 is not served on a GPU.", fix="Use bfloat16 or float16.", param="dtype")
+        own = config.dtype if config.dtype != torch.float32 else torch.bfloat16
+        return own if asked == "auto" else _DTYPES[asked]
+    if asked not in ("auto", "float32"):
         raise ConfigError(
-            f"--dtype {options.model.dtype} is not served on a CPU: its arithmetic would be slower than float32's.",
+            f"--dtype {asked} is not served on a CPU: its arithmetic would be slower than float32's.",
             fix="Leave --dtype out; --quantization int8 is the fast path, --kv-cache-dtype saves memory.",
             param="dtype",
         )
+    return torch.float32
 
 
-def choose_dtype(options: EngineConfig) -> torch.dtype:
-    """The compute type; on a CPU always float32."""
-    return _DTYPES["float32" if options.model.dtype == "auto" else options.model.dtype]
+def choose_quantization(options: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> str:
+    """auto means int8 for GGUF files on a CPU (they are quantized already), none for all others.
 
-
-def choose_quantization(options: EngineConfig, checkpoint: Checkpoint) -> str:
-    """auto means int8 for GGUF files (they are quantized already), none for all others."""
+    Raises:
+        ConfigError: int8 on a GPU, where there are no kernels for it.
+    """
+    if device.type == "cuda":
+        if options.model.quantization == "int8":
+            raise ConfigError("--quantization int8 is for CPUs.", fix="Leave it out on a GPU.", param="quantization")
+        return "none"
     if options.model.quantization != "auto":
         return options.model.quantization
     return "int8" if checkpoint.gguf is not None else "none"
@@ -104,6 +162,7 @@ def _load_weights(
     checkpoint: Checkpoint,
     quantization: str,
     dtype: torch.dtype,
+    device: torch.device,
     timer: PhaseTimer,
 ) -> tuple[Llama, int]:
     """The model, and the bytes that its weights take."""
@@ -115,9 +174,7 @@ def _load_weights(
             taken += count
             report(min(1.0, taken / total))
 
-        ctx = LayerContext(
-            checkpoint.weights, torch.device("cpu"), dtype, linear_scheme(quantization), progress=progress
-        )
+        ctx = LayerContext(checkpoint.weights, device, dtype, linear_scheme(quantization), progress=progress)
         with torch.inference_mode():
             model = build_model(config, ctx)
     weights_each = 1 if quantization == "int8" else dtype.itemsize
@@ -133,30 +190,74 @@ def count_parameters(config: ModelConfig) -> int:
     return config.num_hidden_layers * layer + matrices * config.vocab_size * hidden + hidden
 
 
+def kv_budget(
+    options: EngineConfig,
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    limits: StepLimits,
+    *,
+    weights_loaded: bool,
+) -> int | None:
+    """Bytes of a GPU that KV pages may take: its share, less what is in use, less what a step needs. None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    weights = 0 if weights_loaded else count_parameters(config) * dtype.itemsize
+    available = int(total * options.cache.gpu_memory_utilization) - (total - free) - weights
+    return available - step_bytes(config, limits, dtype)
+
+
+def step_bytes(config: ModelConfig, limits: StepLimits, dtype: torch.dtype) -> int:
+    """What a step takes beside weights and pages: activations, logits, sampler tables, graphs."""
+    widest = 2 * config.intermediate_size + config.intermediate_size + 6 * config.hidden_size
+    activations = limits.max_num_batched_tokens * widest * dtype.itemsize
+    sampler = limits.max_num_seqs * config.vocab_size * (4 + 2 + 2 * dtype.itemsize)
+    return activations + sampler + (1 << 30)
+
+
 def _build_runner(
-    model: Llama, config: ModelConfig, options: EngineConfig, memory: MemoryPlan, kv_dtype: torch.dtype
-) -> Runner:
-    page_size = options.cache.block_size
+    model: Llama,
+    config: ModelConfig,
+    options: EngineConfig,
+    memory: MemoryPlan,
+    kv_dtype: torch.dtype,
+    page_size: int,
+    device: torch.device,
+    limits: StepLimits,
+) -> Runner | CudaRunner:
     shape = (memory.num_pages, config.num_key_value_heads, page_size, config.head_dim)
     kv_caches = [
-        (torch.zeros(shape, dtype=kv_dtype), torch.zeros(shape, dtype=kv_dtype))
+        (torch.zeros(shape, dtype=kv_dtype, device=device), torch.zeros(shape, dtype=kv_dtype, device=device))
         for _ in range(config.num_hidden_layers)
     ]
+    table = cos_sin_table(config.rope, config.head_dim, memory.max_model_len, config.max_position_embeddings)
+    if device.type == "cuda":
+        from octavo.runner.cuda import CudaRunner, DeviceShape
+
+        sizes = DeviceShape(
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            vocab_size=config.vocab_size,
+            page_size=page_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_model_len=memory.max_model_len,
+        )
+        return CudaRunner(model, kv_caches, table.to(device), sizes, graphs=not options.device.enforce_eager)
     return Runner(
         model,
         kv_caches,
-        cos_sin_table(config.rope, config.head_dim, memory.max_model_len, config.max_position_embeddings),
+        table,
         attend,
-        max_num_seqs=max_num_seqs(options),
+        max_num_seqs=limits.max_num_seqs,
         max_model_len=memory.max_model_len,
         vocab_size=config.vocab_size,
         page_size=page_size,
         asynchronous=options.scheduler.async_scheduling,
+        record_decodes=not options.device.enforce_eager,
     )
-
-
-def max_num_seqs(options: EngineConfig) -> int:
-    return options.scheduler.max_num_seqs or 128
 
 
 def _info(
@@ -166,23 +267,27 @@ def _info(
     memory: MemoryPlan,
     quantization: str,
     dtype: torch.dtype,
+    device: torch.device,
+    limits: StepLimits,
     timer: PhaseTimer,
 ) -> EngineInfo:
     notes = list(memory.notes)
-    if not native.available():
+    if device.type == "cpu" and not native.available():
         notes.append(f"Compiled CPU kernels are off ({native.reason()}): this is the slower path.")
     return EngineInfo(
         model=checkpoint.name,
         architecture=config.architecture,
-        device=f"cpu, {torch.get_num_threads()} threads",
+        device=torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         dtype=str(dtype).removeprefix("torch."),
         quantization=quantization,
         vocab_size=config.vocab_size,
         max_model_len=memory.max_model_len,
         num_pages=memory.num_pages,
-        page_size=options.cache.block_size,
-        max_num_seqs=max_num_seqs(options),
-        max_num_batched_tokens=options.scheduler.max_num_batched_tokens or 512,
+        page_size=memory.page_size,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
         memory=tuple(memory.table()),
         startup=tuple(timer.seconds),
         notes=tuple(notes),

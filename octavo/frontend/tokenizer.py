@@ -17,6 +17,8 @@ from octavo.frontend.token_bytes import PieceCodec, piece_codec
 
 
 class GGUFLike(Protocol):
+    """What a tokenizer reads of an `octavo.weights.gguf.GGUFFile`."""
+
     @property
     def metadata(self) -> Mapping[str, Any]: ...
 

@@ -10,6 +10,8 @@ from octavo.quant import LinearScheme
 
 
 class PlainParams(NamedTuple):
+    """weight: [N, K]; bias: [N] or None; both in the compute type."""
+
     weight: torch.Tensor
     bias: torch.Tensor | None
 

@@ -18,13 +18,14 @@ class MemoryPlan:
     """Bytes by use, and the lengths that follow.
 
     Attributes:
-        page_bytes: keys and values of one page in all layers.
+        page_bytes: keys and values of one page in all layers; page_size: its tokens.
         max_model_len: longest sequence that is served.
         notes: what was cut to fit, for the user.
     """
 
     weight_bytes: int
     page_bytes: int
+    page_size: int
     num_pages: int
     max_model_len: int
     notes: tuple[str, ...] = ()
@@ -44,8 +45,18 @@ def page_bytes(config: ModelConfig, page_size: int, kv_dtype: torch.dtype) -> in
     return elements * kv_dtype.itemsize
 
 
-def plan_memory(config: ModelConfig, options: EngineConfig, kv_dtype: torch.dtype, weight_bytes: int) -> MemoryPlan:
-    """The number of pages and the longest sequence, for a CPU.
+def plan_memory(
+    config: ModelConfig,
+    options: EngineConfig,
+    kv_dtype: torch.dtype,
+    page_size: int,
+    weight_bytes: int,
+    budget: int | None = None,
+) -> MemoryPlan:
+    """The number of pages and the longest sequence.
+
+    Args:
+        budget: bytes for pages where the options name none; None is a CPU's default.
 
     Raises:
         ConfigError: an explicit --max-model-len exceeds the model's or does not fit the pages.
@@ -58,13 +69,21 @@ def plan_memory(config: ModelConfig, options: EngineConfig, kv_dtype: torch.dtyp
             fix=f"Use at most {trained}.",
             param="max_model_len",
         )
-    size, each = cache.block_size, page_bytes(config, cache.block_size, kv_dtype)
+    size, each = page_size, page_bytes(config, page_size, kv_dtype)
     if cache.num_gpu_blocks_override is not None:
         pages = cache.num_gpu_blocks_override
     elif cache.kv_cache_memory_bytes is not None:
         pages = cache.kv_cache_memory_bytes // each
+    elif budget is not None:
+        pages = budget // each
     else:
         pages = max(_CPU_KV_BYTES // each, -(-(asked or 0) // size))
+    if pages < 1 and cache.kv_cache_memory_bytes is None:
+        raise ConfigError(
+            "The GPU has no memory left for KV pages beside the weights and what a step needs.",
+            fix="Raise --gpu-memory-utilization, lower --max-num-batched-tokens, or take a smaller model.",
+            param="gpu_memory_utilization",
+        )
     if pages < 1:
         raise ConfigError(
             f"--kv-cache-memory-bytes {cache.kv_cache_memory_bytes} holds not one page of {each} bytes.",
@@ -81,7 +100,7 @@ def plan_memory(config: ModelConfig, options: EngineConfig, kv_dtype: torch.dtyp
     notes = []
     if asked is None and fits < trained:
         notes.append(f"The context is {fits} tokens, not {trained}: raise --kv-cache-memory-bytes for more.")
-    return MemoryPlan(weight_bytes, each, pages, asked or min(trained, fits), tuple(notes))
+    return MemoryPlan(weight_bytes, each, size, pages, asked or min(trained, fits), tuple(notes))
 
 
 def _size(count: int) -> str:

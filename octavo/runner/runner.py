@@ -10,13 +10,31 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from octavo.attention import AttentionMetadata
 from octavo.layers.batch import Attend, ForwardBatch
 from octavo.plan import LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.request import SamplingParams
+from octavo.runner.graphs import DecodeGraphs
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import Sampler, SamplerState, logprobs_of
 
 logger = logging.getLogger(__name__)
+
+
+class Pending(Protocol):
+    """A launched step."""
+
+    def result(self) -> StepResult:
+        """Wait for what it brings."""
+        ...
+
+
+class StepRunner(Protocol):
+    """What the engine asks of a device: steps run in the order of their launch."""
+
+    def launch(self, plan: StepPlan) -> Pending: ...
+
+    def close(self) -> None: ...
 
 
 class Model(Protocol):
@@ -28,7 +46,7 @@ class Model(Protocol):
 
 
 class Runner:
-    """Runs plans in order. `launch` returns at once; `settle` waits for the result.
+    """Runs plans in order. `launch` returns at once; the `result()` of what it returns is waited for.
 
     The work is done in one worker thread, which stands for a GPU's stream: the engine plans the next step
     meanwhile, and torch releases the interpreter lock while it computes. With `asynchronous=False`, `launch` does
@@ -37,6 +55,7 @@ class Runner:
     Args:
         kv_caches: per layer (keys, values), each [num_pages, num_kv_heads, page_size, head_dim].
         cos_sin: float32 [max_model_len, head_dim].
+        record_decodes: replay steps of few decodes, see `octavo.runner.graphs`.
     """
 
     def __init__(
@@ -51,10 +70,12 @@ class Runner:
         vocab_size: int,
         page_size: int,
         asynchronous: bool,
+        record_decodes: bool = True,
     ):
         self._model, self._kv_caches, self._cos_sin, self._attend = model, kv_caches, cos_sin, attend
         self._rows = RowTable(max_num_seqs, max_model_len, page_size)
         self._sampler = Sampler(SamplerState(max_num_seqs, vocab_size))
+        self._graphs = DecodeGraphs(self._logits_of_all, self._rows) if record_decodes else None
         self._thread = ThreadPoolExecutor(1, "octavo-runner") if asynchronous else None
 
     def launch(self, plan: StepPlan) -> Future[StepResult]:
@@ -64,10 +85,6 @@ class Runner:
         done: Future[StepResult] = Future()
         done.set_result(self._run(plan))
         return done
-
-    def settle(self, launched: Future[StepResult]) -> StepResult:
-        """Wait for a step."""
-        return launched.result()
 
     def close(self) -> None:
         """Wait for what was launched and let go of the memory."""
@@ -114,10 +131,21 @@ class Runner:
                 values[destinations] = values[sources]
         return broken
 
+    def _hidden_states(self, token_ids: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
+        batch = ForwardBatch(token_ids, metadata, self._cos_sin, self._kv_caches, self._attend)
+        return self._model.hidden_states(batch)
+
+    def _logits_of_all(self, token_ids: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
+        return self._model.logits(self._hidden_states(token_ids, metadata))
+
     def _compute(self, plan: StepPlan) -> StepResult:
-        metadata = self._rows.metadata(plan)
-        batch = ForwardBatch(self._rows.token_ids(plan), metadata, self._cos_sin, self._kv_caches, self._attend)
-        hidden = self._model.hidden_states(batch)
+        logits = self._graphs.run(plan) if self._graphs is not None else None
+        if logits is not None:
+            sampled = self._sampler.sample(logits, plan.rows, plan.context_lens + 1)
+            self._rows.store_samples(plan.rows, sampled.tokens)
+            failed = tuple(np.flatnonzero(sampled.failed.numpy()).tolist())
+            return StepResult(plan.step, sampled.tokens.numpy(), logprobs=sampled.logprobs, failed=failed)
+        hidden = self._hidden_states(self._rows.token_ids(plan), self._rows.metadata(plan))
         scored = tuple(self._score_prompt(plan, hidden, entry) for entry in plan.prompt_logprobs)
         chosen = np.flatnonzero(plan.sample)
         if len(chosen) == 0:

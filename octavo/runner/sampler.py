@@ -206,11 +206,11 @@ def logprobs_of(logits: Callable[[slice], torch.Tensor], targets: torch.Tensor, 
         step = max(1, _CHUNK_BYTES // (4 * values.shape[1]))
         total = values.logsumexp(dim=1, keepdim=True)
         of_target = values.gather(1, targets[part, None])
-        chosen[part] = (of_target - total)[:, 0].numpy()
-        ranks[part] = ((values > of_target).sum(dim=1) + 1).numpy()
+        chosen[part] = (of_target - total)[:, 0].cpu().numpy()
+        ranks[part] = ((values > of_target).sum(dim=1) + 1).cpu().numpy()
         if k:
             best = values.topk(min(k, values.shape[1]), dim=1)
-            top_ids[part, : best.indices.shape[1]] = best.indices.numpy()
-            top_logprobs[part, : best.indices.shape[1]] = (best.values - total).numpy()
+            top_ids[part, : best.indices.shape[1]] = best.indices.cpu().numpy()
+            top_logprobs[part, : best.indices.shape[1]] = (best.values - total).cpu().numpy()
         at = part.stop
     return LogprobArrays(chosen, ranks, top_ids, top_logprobs)

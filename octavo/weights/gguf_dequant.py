@@ -60,28 +60,33 @@ def _fifth_bits(data: Bytes) -> Bytes:
 
 
 def q4_0(blocks: Bytes) -> Floats:
+    """d q, q in [-8, 7]."""
     """d (float16), 16 bytes of nibbles: d (q - 8)."""
     return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]).astype(np.int8) - 8)
 
 
 def q4_1(blocks: Bytes) -> Floats:
+    """d q + m, q in [0, 15]."""
     """d, m (float16), 16 bytes of nibbles: d q + m."""
     return _half(blocks[:, :2]) * _nibbles(blocks[:, 4:]) + _half(blocks[:, 2:4])
 
 
 def q5_0(blocks: Bytes) -> Floats:
+    """d q, q in [-16, 15]."""
     """d (float16), the 32 fifth bits, 16 bytes of nibbles: d (q - 16)."""
     q = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
     return _half(blocks[:, :2]) * (q.astype(np.int8) - 16)
 
 
 def q5_1(blocks: Bytes) -> Floats:
+    """d q + m, q in [0, 31]."""
     """d, m (float16), the 32 fifth bits, 16 bytes of nibbles: d q + m."""
     q = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
     return _half(blocks[:, :2]) * q + _half(blocks[:, 2:4])
 
 
 def q8_0(blocks: Bytes) -> Floats:
+    """d q, q in [-128, 127]."""
     """d (float16), 32 signed bytes: d q."""
     return _half(blocks[:, :2]) * blocks[:, 2:].view(np.int8)
 
@@ -99,6 +104,7 @@ def _groups(q: npt.NDArray[np.generic], scale: Floats) -> Floats:
 
 
 def q2_k(blocks: Bytes) -> Floats:
+    """Sixteen groups of 16: d s q - dmin m, with s, m of 4 bits and q of 2."""
     """16 bytes of scale and minimum (a nibble each), 64 bytes of 2-bit q, d, dmin: d scale q - dmin minimum."""
     scales, q = blocks[:, :16], _crumbs(blocks[:, 16:80])
     d, dmin = _half(blocks[:, 80:82]), _half(blocks[:, 82:84])
@@ -107,6 +113,7 @@ def q2_k(blocks: Bytes) -> Floats:
 
 
 def q3_k(blocks: Bytes) -> Floats:
+    """Sixteen groups of 16: d s q, with s of 6 bits and q of 3, both signed."""
     """32 bytes of inverted third bits, 64 bytes of 2-bit q, 12 bytes of 16 6-bit scales, d: d (scale - 32) q."""
     high, low, packed, d = blocks[:, :32], _crumbs(blocks[:, 32:96]), blocks[:, 96:108], _half(blocks[:, 108:110])
     bits = (high[:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
@@ -133,6 +140,7 @@ def _nibbles_by_32(data: Bytes) -> Bytes:
 
 
 def q4_k(blocks: Bytes) -> Floats:
+    """Eight groups of 32: d s q - dmin m, with s, m of 6 bits and q of 4."""
     """d, dmin, 12 bytes of 8 6-bit scales and minima, 128 bytes of nibbles: d scale q - dmin minimum."""
     d, dmin = _half(blocks[:, :2]), _half(blocks[:, 2:4])
     scales, minima = _six_bit_pairs(blocks[:, 4:16])
@@ -140,6 +148,7 @@ def q4_k(blocks: Bytes) -> Floats:
 
 
 def q5_k(blocks: Bytes) -> Floats:
+    """As Q4_K, with q of 5 bits."""
     """As Q4_K, with 32 bytes of fifth bits before the nibbles."""
     d, dmin = _half(blocks[:, :2]), _half(blocks[:, 2:4])
     scales, minima = _six_bit_pairs(blocks[:, 4:16])
@@ -149,6 +158,7 @@ def q5_k(blocks: Bytes) -> Floats:
 
 
 def q6_k(blocks: Bytes) -> Floats:
+    """Sixteen groups of 16: d s q, with s of 8 bits and q of 6, both signed."""
     """128 bytes of low nibbles, 64 bytes of high pairs, 16 signed scales, d: d scale (q - 32)."""
     low, high, scales = blocks[:, :128], blocks[:, 128:192], blocks[:, 192:208].view(np.int8)
     low_parts = low.reshape(-1, 2, 1, 64)

@@ -37,6 +37,7 @@ def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...] | Non
 
 
 def missing_tensor(name: str, where: str) -> ModelFileError:
+    """The error for a tensor that a model needs and `where` does not have."""
     """The error for a tensor that the file or folder `where` lacks."""
     return ModelFileError(
         f"{where} has no tensor {name!r}.", fix="The file is incomplete or of another architecture: download it again."

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from octavo.kernels import native
+import octavo.kernels.native as native
 from octavo.kernels.sampling.philox import gumbel_noise
 
 _LIKELY = 1024  # the most tokens that top-p is expected to keep

@@ -43,8 +43,10 @@ def random_words(seed: int, position: int, tokens: npt.NDArray[np.int64]) -> UIn
     zeros = np.zeros_like(blocks)
     words = philox_4x32((blocks, np.full_like(blocks, position & 0xFFFFFFFF), zeros, zeros), key)
     if whole:  # every lane of every block is wanted
-        return np.stack(words, axis=1).reshape(-1)
-    return np.stack(words)[tokens & 3, np.arange(len(tokens))]
+        every: UInt32s = np.stack(words, axis=1).reshape(-1)
+        return every
+    some: UInt32s = np.stack(words)[tokens & 3, np.arange(len(tokens))]
+    return some
 
 
 def gumbel_noise(seed: int, position: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

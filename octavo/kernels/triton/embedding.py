@@ -10,6 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def embedding_kernel(ids, weight, out, size, stride_weight, BLOCK: tl.constexpr):
+    """One block of one token's row."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = tl.load(ids + token).to(tl.int64)

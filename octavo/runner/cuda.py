@@ -1,0 +1,406 @@
+"""The runner on a GPU: rows live on the device, a step's inputs are built there, decode steps are CUDA graphs.
+
+The host sends one packed copy of the plan and a few lists of sampled rows, launches, and learns the tokens from a
+pinned copy one step later. In the steady state nothing waits for the device but the reading of that copy.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from octavo.attention import AttentionMetadata
+from octavo.kernels.triton.copy_pages import PageCopier
+from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
+from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend
+from octavo.kernels.triton.prepare_step import pack_step, packed_size, prepare_step, write_blocks
+from octavo.kernels.triton.process_logits import process_logits
+from octavo.kernels.triton.sample import Sampler
+from octavo.layers.batch import ForwardBatch
+from octavo.plan import Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
+from octavo.runner.failure import failed_result
+from octavo.runner.runner import Model, Pending
+from octavo.runner.sampler import logprobs_of
+from octavo.runner.sampling_tables import DeviceRows
+
+logger = logging.getLogger(__name__)
+
+RING = 3  # host buffers in turn: one being filled, one being copied, one being read
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceShape:
+    """The dimensions that buffers and kernels are made for."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    page_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+
+    @property
+    def max_blocks(self) -> int:
+        return -(-self.max_model_len // self.page_size)
+
+
+FEW_ROWS = 8
+
+
+def tuning(rows: int, shape: DeviceShape) -> dict[str, int]:
+    """The kernel's measured tuning, where it was measured."""
+    return decode_tuning(rows) if shape.head_dim <= 128 and shape.page_size >= 64 else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A step on its way: `event` is passed when `host` holds its results."""
+
+    plan: StepPlan
+    event: torch.cuda.Event
+    host: HostOutputs
+    chosen: Int32Array
+    logprobs: LogprobArrays | None
+    scored: tuple[LogprobArrays, ...]
+
+    def result(self) -> StepResult:
+        """Wait for the copy to the host, not for the device."""
+        self.event.synchronize()
+        count = len(self.chosen)
+        failed = self.host.failed[:count].numpy()
+        return StepResult(
+            self.plan.step,
+            self.host.tokens[:count].numpy().copy(),
+            logprobs=self.logprobs,
+            prompt_logprobs=self.scored,
+            failed=tuple(self.chosen[failed != 0].tolist()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A step that could not be launched."""
+
+    plan: StepPlan
+
+    def result(self) -> StepResult:
+        return failed_result(self.plan)
+
+
+class HostOutputs:
+    """Pinned memory for one step's tokens and flags."""
+
+    def __init__(self, count: int):
+        self.tokens = torch.empty(count, dtype=torch.int32, pin_memory=True)
+        self.failed = torch.empty(count, dtype=torch.int8, pin_memory=True)
+
+
+class StepBuffers:
+    """The device tensors that a step's kernels read and write. Their addresses never change: graphs hold them."""
+
+    def __init__(self, shape: DeviceShape, device: torch.device):
+        seqs, tokens = shape.max_num_seqs, shape.max_num_batched_tokens
+
+        def zeros(*size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+            return torch.zeros(*size, dtype=dtype, device=device)
+
+        most_pages = seqs * 2 + -(-tokens // shape.page_size) + shape.max_blocks * 4 + (1 << 16)
+        self.packed = zeros(packed_size(seqs, tokens, seqs * 4, most_pages))
+        self.block_table = zeros(seqs + 1, shape.max_blocks)
+        self.last_token = zeros(seqs + 1)
+        self.token_ids = zeros(tokens, dtype=torch.int64)
+        self.positions = zeros(tokens)
+        self.slots = zeros(tokens, dtype=torch.int64)
+        self.seq_lens, self.query_start = zeros(seqs), zeros(seqs + 1)
+        self.batch_table = zeros(seqs, shape.max_blocks)
+        self.samples = zeros(3, seqs)  # rows, positions, and where in the step's tokens
+        self.tokens, self.ranks = zeros(seqs), zeros(seqs)
+        self.logprobs, self.failed = zeros(seqs, dtype=torch.float32), zeros(seqs, dtype=torch.int8)
+        self.host_packed = [torch.zeros_like(self.packed, device="cpu").pin_memory() for _ in range(RING)]
+        self.host_samples = [torch.zeros_like(self.samples, device="cpu").pin_memory() for _ in range(RING)]
+        self.host_outputs = [HostOutputs(seqs) for _ in range(RING)]
+
+
+class CudaRunner:
+    """Runs plans in order on one GPU; `launch` returns when the work is queued.
+
+    Args:
+        graphs: capture decode steps as CUDA graphs (`capture`); without, everything is launched kernel by kernel.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv_caches: list[tuple[torch.Tensor, torch.Tensor]],
+        cos_sin: torch.Tensor,
+        shape: DeviceShape,
+        *,
+        graphs: bool,
+    ):
+        self._model, self._kv_caches, self._cos_sin, self._shape = model, kv_caches, cos_sin, shape
+        self._device = device = cos_sin.device
+        self._buffers = StepBuffers(shape, device)
+        self._rows = DeviceRows(shape.max_num_seqs + 1, shape.vocab_size, device)
+        self._sampler = Sampler(shape.max_num_seqs, shape.vocab_size, device)
+        heads = {
+            "num_kv_heads": shape.num_kv_heads,
+            "group": shape.num_heads // shape.num_kv_heads,
+            "head_dim": shape.head_dim,
+            "page_size": shape.page_size,
+        }
+        self._decodes = {
+            rows: PagedDecode(**heads, max_rows=rows, device=device, **tuning(rows, shape))
+            for rows in sorted({min(FEW_ROWS, shape.max_num_seqs), shape.max_num_seqs})
+        }
+        self._extend = PagedExtend(**heads)
+        self._copy_pages = PageCopier([cache for pair in kv_caches for cache in pair])
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}  # and the logits of each
+        self._use_graphs = graphs
+        self._sizes: list[int] = []
+        self._steps = 0
+
+    # -- graphs ----------------------------------------------------------------------------------------------------
+
+    def graph_sizes(self) -> list[int]:
+        """Numbers of rows that decode steps are padded to."""
+        ladder = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(544, 1 << 16, 32)]
+        return [size for size in ladder if size < self._shape.max_num_seqs] + [self._shape.max_num_seqs]
+
+    def capture(self, report: Callable[[float], None]) -> None:
+        """Capture decode steps of every size, the largest first, in one memory pool; compiles what they need."""
+        self._warm_up()
+        if not self._use_graphs:
+            return
+        pool = torch.cuda.graph_pool_handle()
+        sizes = self.graph_sizes()[::-1]
+        for i, size in enumerate(sizes):
+            graph = torch.cuda.CUDAGraph()
+            with torch.inference_mode(), torch.cuda.graph(graph, pool=pool):
+                logits = self._decode_step(size)
+            self._graphs[size] = graph, logits
+            report((i + 1) / len(sizes))
+        self._sizes = sizes[::-1]
+        torch.cuda.synchronize()
+
+    def _warm_up(self) -> None:
+        """Run each path once on nothing, so that no kernel is compiled later."""
+        with torch.inference_mode():
+            for size in {1, min(16, self._shape.max_num_seqs), self._shape.max_num_seqs}:
+                self._decode_step(size)
+            tokens = min(64, self._shape.max_num_batched_tokens)
+            arange = np.arange(1, dtype=np.int32)
+            plan = StepPlan(
+                0,
+                arange,
+                np.array([tokens], np.int32),
+                np.zeros(1, np.int32),
+                np.ones(1, np.bool_),
+                np.ones(1, np.bool_),
+                np.zeros(tokens, np.int32),
+            )
+            self._pack(plan, self._buffers.host_packed[0])
+            self._buffers.packed.copy_(self._buffers.host_packed[0])
+            self._mixed_step(plan)
+        torch.cuda.synchronize()
+        self._buffers.packed.zero_()
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def launch(self, plan: StepPlan) -> Pending:
+        """Queue a step; steps run in the order of their launch. One that cannot be launched fails its own requests."""
+        try:
+            with torch.inference_mode():
+                return self._launch(plan)
+        except Exception:
+            logger.exception("step %d failed; its %d sequences end with an error", plan.step, len(plan.rows))
+            return Failed(plan)
+
+    def _launch(self, plan: StepPlan) -> Launched:
+        slot = self._steps % RING
+        self._steps += 1
+        buffers = self._buffers
+        size = self._pack(plan, buffers.host_packed[slot])
+        buffers.packed[:size].copy_(buffers.host_packed[slot][:size], non_blocking=True)
+        write_blocks(buffers.packed, buffers.block_table)
+        if len(plan.copy_pages):
+            self._copy_pages(torch.from_numpy(plan.copy_pages).to(self._device, non_blocking=True))
+        self._rows.update(plan)
+        chosen = np.flatnonzero(plan.sample).astype(np.int32)
+        count = len(chosen)
+        decodes = plan.num_tokens == len(plan.rows) == count
+        padded = self._graph_size(count) if decodes else count
+        self._send_samples(plan, chosen, padded, buffers.host_samples[slot])
+        scored: tuple[LogprobArrays, ...] = ()
+        if decodes and padded in self._graphs:
+            graph, logits = self._graphs[padded]
+            graph.replay()
+        else:
+            hidden, logits = self._mixed_step(plan, sample=count)
+            scored = tuple(self._score(plan, hidden, entry) for entry in plan.prompt_logprobs)
+        logprobs = self._top_logprobs(plan, chosen, logits)
+        host = buffers.host_outputs[slot]
+        return Launched(plan, self._fetch(host, count), host, chosen, logprobs, scored)
+
+    def close(self) -> None:
+        """Wait for the device and let go of its memory."""
+        torch.cuda.synchronize()
+        self._graphs.clear()
+        self._kv_caches = []
+
+    def _graph_size(self, count: int) -> int:
+        """The smallest captured size that holds `count` rows; `count` itself without graphs."""
+        at = bisect.bisect_left(self._sizes, count)
+        return self._sizes[at] if at < len(self._sizes) else count
+
+    @staticmethod
+    def _pack(plan: StepPlan, out: torch.Tensor) -> int:
+        return pack_step(
+            out.numpy(),
+            rows=plan.rows,
+            query_lens=plan.query_lens,
+            context_lens=plan.context_lens,
+            from_host=plan.from_host,
+            token_ids=plan.token_ids,
+            block_rows=plan.block_rows,
+            block_starts=plan.block_starts,
+            block_counts=plan.block_counts,
+            block_pages=plan.block_pages,
+        )
+
+    def _send_samples(self, plan: StepPlan, chosen: Int32Array, padded: int, host: torch.Tensor) -> None:
+        """Rows, positions and places of the samples; padding points at the row that no sequence has."""
+        count, values = len(chosen), host.numpy()
+        values[0, :padded] = self._shape.max_num_seqs
+        values[1:, :padded] = 0
+        values[0, :count] = plan.rows[chosen]
+        values[1, :count] = (plan.context_lens + plan.query_lens)[chosen]
+        values[2, :count] = np.cumsum(plan.query_lens)[chosen] - 1
+        self._buffers.samples[:, :padded].copy_(host[:, :padded], non_blocking=True)
+
+    def _decode_step(self, size: int) -> torch.Tensor:
+        """Everything of a step of `size` single-token rows that all sample; this is what a graph holds."""
+        buffers = self._buffers
+        metadata = self._prepare(size, size, 1)
+        decode = self._decode_for(size)
+        decode.plan(metadata.seq_lens, metadata.query_start_loc)
+
+        def attend(
+            q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, _: AttentionMetadata, scale: float
+        ) -> torch.Tensor:
+            out = torch.empty_like(q)
+            where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc)
+            decode(q, keys, values, *where, scale, out)
+            return out
+
+        hidden = self._model.hidden_states(self._batch(metadata, attend))
+        logits = self._model.logits(hidden)
+        self._sample(logits, buffers.samples[:, :size])
+        return logits
+
+    def _mixed_step(self, plan: StepPlan, *, sample: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Any step, kernel by kernel: single-token rows by one attention kernel, longer ones by the other."""
+        buffers = self._buffers
+        longest = int(plan.query_lens.max())
+        metadata = self._prepare(plan.num_tokens, len(plan.rows), longest)
+        decode = self._decode_for(len(plan.rows))
+        decode.plan(metadata.seq_lens, metadata.query_start_loc)
+        tiles = plan_extend(plan.query_lens, plan.context_lens, self._extend.tokens_per_tile, min_query_len=2)
+        device_tiles = torch.from_numpy(tiles).pin_memory().to(self._device, non_blocking=True)
+        singles = bool((plan.query_lens == 1).any())
+
+        def attend(
+            q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, _: AttentionMetadata, scale: float
+        ) -> torch.Tensor:
+            out = torch.empty_like(q)
+            where = (buffers.batch_table[: len(plan.rows)], metadata.seq_lens, metadata.query_start_loc)
+            if singles:
+                decode(q, keys, values, *where, scale, out)
+            if len(tiles):
+                self._extend(q, keys, values, *where, device_tiles, scale, out)
+            return out
+
+        hidden = self._model.hidden_states(self._batch(metadata, attend))
+        places = buffers.samples[:, :sample]
+        logits = self._model.logits(hidden[places[2]])
+        if sample:
+            self._sample(logits, places)
+        return hidden, logits
+
+    def _prepare(self, num_tokens: int, num_rows: int, max_query_len: int) -> AttentionMetadata:
+        buffers = self._buffers
+        metadata = AttentionMetadata(
+            query_start_loc=buffers.query_start[: num_rows + 1],
+            seq_lens=buffers.seq_lens[:num_rows],
+            block_table=buffers.batch_table[:num_rows],
+            slot_mapping=buffers.slots[:num_tokens],
+            positions=buffers.positions[:num_tokens],
+            max_query_len=max_query_len,
+            max_seq_len=self._shape.max_model_len,
+        )
+        prepare_step(
+            buffers.packed,
+            buffers.block_table,
+            buffers.last_token,
+            token_ids=buffers.token_ids[:num_tokens],
+            positions=metadata.positions,
+            slot_mapping=metadata.slot_mapping,
+            seq_lens=metadata.seq_lens,
+            query_start_loc=metadata.query_start_loc,
+            batch_block_table=metadata.block_table,
+            page_size=self._shape.page_size,
+        )
+        return metadata
+
+    def _batch(self, metadata: AttentionMetadata, attend: Callable[..., torch.Tensor]) -> ForwardBatch:
+        ids = self._buffers.token_ids[: len(metadata.positions)]
+        return ForwardBatch(ids, metadata, self._cos_sin, self._kv_caches, attend)
+
+    def _decode_for(self, num_rows: int) -> PagedDecode:
+        """Few rows are served best by few programs."""
+        return next(decode for rows, decode in self._decodes.items() if rows >= num_rows)
+
+    def _sample(self, logits: torch.Tensor, samples: torch.Tensor) -> None:
+        buffers, count = self._buffers, samples.shape[1]
+        process_logits(logits, samples[0], samples[1], self._rows.tables, self._sampler.processed)
+        self._sampler(
+            logits,
+            samples[0],
+            samples[1],
+            self._rows.tables,
+            tokens=buffers.tokens[:count],
+            logprobs=buffers.logprobs[:count],
+            ranks=buffers.ranks[:count],
+            failed=buffers.failed[:count],
+            last_token=buffers.last_token,
+        )
+
+    def _fetch(self, host: HostOutputs, count: int) -> torch.cuda.Event:
+        """Copy the results to the host behind the step, without holding up the next."""
+        buffers = self._buffers
+        host.tokens[:count].copy_(buffers.tokens[:count], non_blocking=True)
+        host.failed[:count].copy_(buffers.failed[:count], non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    # -- logprobs: these wait for the device -------------------------------------------------------------------------
+
+    def _top_logprobs(self, plan: StepPlan, chosen: Int32Array, logits: torch.Tensor) -> LogprobArrays | None:
+        counts = [self._rows.logprobs[row] for row in plan.rows[chosen].tolist()]
+        if all(count is None for count in counts):
+            return None
+        tokens = self._buffers.tokens[: len(chosen)].long()
+        return logprobs_of(lambda part: logits[part], tokens, max(count or 0 for count in counts))
+
+    def _score(self, plan: StepPlan, hidden: torch.Tensor, entry: PromptLogprobsPlan) -> LogprobArrays:
+        start = int(plan.query_lens[: entry.index].sum())
+        rows = hidden[start : start + len(entry.targets)]
+        targets = torch.from_numpy(entry.targets.astype(np.int64)).to(self._device)
+        return logprobs_of(lambda part: self._model.logits(rows[part]), targets, entry.k)
