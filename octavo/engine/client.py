@@ -216,6 +216,7 @@ class ProcessClient:
             if self._ready is not None and not self._ready.done():
                 self._started = True  # from here on the listener is told of the end
                 self._progress_time = time.monotonic()
+                self._remove_folder()  # both sides have the socket open: nobody needs its name any more
                 self._ready.set_result(message.info)
         elif isinstance(message, StartupFailed):
             self._fail(_with_trace(message.failure.error(), message.trace))
@@ -297,6 +298,9 @@ class ProcessClient:
             self._socket.close()
             self._context.term()
             self._socket = None
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None

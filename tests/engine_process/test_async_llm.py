@@ -205,13 +205,18 @@ def test_closing_while_it_loads_ends_the_child(sim_llm, run):
 
 def test_nothing_is_left_after_closing(sim_llm, run):
     async def main():
-        llm = sim_llm()
-        async with llm:
-            client = llm._client
-            folder, pid = client._folder, client.pid
-            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        llm = sim_llm(SimOptions(startup_seconds=0.1))
+        loading = asyncio.ensure_future(llm.load())
+        await until(lambda: llm._client.pid)
+        folder, pid = llm._client._folder, llm._client.pid
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        await loading
+        assert not folder.exists()  # even a kill leaves nothing behind
+        try:
+            assert await anext(llm.generate("abc", ALL))
             with_engine = len(os.listdir("/proc/self/fd"))
-        assert not folder.exists()
+        finally:
+            await llm.close()
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
         await llm.close()
