@@ -76,23 +76,47 @@ def make_tiny_llama(folder: Path, *, seed: int = 0, shards: int = 1, tokenizer: 
     return folder
 
 
+SPECIALS = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+
+
+def _vocabulary() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return [*SPECIALS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+
+
 def _write_tokenizer(folder: Path) -> None:
     """Byte-level BPE over all 256 bytes, no merges, and the template's control tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    specials = ["<|begin|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
-    vocab = {token: i for i, token in enumerate([*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocab = {token: i for i, token in enumerate(_vocabulary())}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(specials)
+    backend.add_special_tokens(SPECIALS)
     backend.save(str(folder / "tokenizer.json"))
     facts = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "chat_template": CHAT_TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(facts))
 
 
-def make_tiny_gguf(path: Path, *, seed: int = 0, quantization: str = "Q8_0", **changes: Any) -> Path:
-    """The same model as llama.cpp would hold it: matrices quantized, q and k rows in its order."""
+def _add_gguf_tokenizer(writer: Any, config: dict[str, Any]) -> None:
+    """The same tokenizer; ids without a token are unused ones, and the one merge makes the last of them."""
+    known = _vocabulary()
+    left, right = known[-2:]
+    unused = [f"<unused{i}>" for i in range(len(known), config["vocab_size"] - 1)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*known, *unused, left + right])
+    writer.add_token_types([3] * len(SPECIALS) + [1] * (len(known) - len(SPECIALS)) + [5] * len(unused) + [1])
+    writer.add_token_merges([f"{left} {right}"])
+    writer.add_bos_token_id(config["bos_token_id"])
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def make_tiny_gguf(
+    path: Path, *, seed: int = 0, quantization: str = "Q8_0", tokenizer: bool = False, **changes: Any
+) -> Path:
+    """The same model as llama.cpp would hold it: matrices quantized, q and k rows in its order; tokenizer if asked."""
     import gguf
 
     config = {**SHAPE, "hidden_size": 64, "intermediate_size": 128, **changes}
@@ -106,6 +130,8 @@ def make_tiny_gguf(path: Path, *, seed: int = 0, quantization: str = "Q8_0", **c
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_rope_dimension_count(config["head_dim"])
+    if tokenizer:
+        _add_gguf_tokenizer(writer, config)
     kind = gguf.GGMLQuantizationType[quantization]
     names = {
         "model.embed_tokens.weight": "token_embd.weight",

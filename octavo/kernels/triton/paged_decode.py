@@ -148,6 +148,7 @@ def store_rows(
     GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr,
     LSE: tl.constexpr,
 ):  # fmt: skip
+    """Write a unit's finished rows, and the logarithms of their sums if they are wanted."""
     m = tl.arange(0, M)
     dims = tl.arange(0, BLOCK_D)
     token = token0 + m // GROUP
