@@ -6,7 +6,9 @@ Functions here take contiguous CPU tensors, float32 unless they say otherwise; t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import struct
 import threading
@@ -15,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from octavo.kernels.native.tape import Arena, OnlyViews, Tape
 
 LIBRARY = Path(__file__).with_name("liboctavo.so")
 
@@ -36,7 +40,28 @@ class _State(threading.local):
     """Of each thread: its scratch memory, and the recording that is under way."""
 
     scratch: torch.Tensor = torch.empty(0, dtype=torch.uint8)
-    tape: Any = None
+    tape: Tape | None = None
+
+
+class _WeightMemory:
+    """Memory of int8 matrices, side by side in large pages: reading them is then twice as fast as from 4 KiB pages."""
+
+    _SLAB = 32 << 20
+
+    def __init__(self) -> None:
+        self._slab = torch.empty(0, dtype=torch.uint8)
+
+    def empty(self, rows: int, columns: int) -> torch.Tensor:
+        """int8 [rows, columns]."""
+        size = -(-rows * columns // 64) * 64
+        if size > self._slab.numel():
+            slab = mmap.mmap(-1, max(size, self._SLAB), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with contextlib.suppress(OSError):  # the kernel has none
+                    slab.madvise(mmap.MADV_HUGEPAGE)
+            self._slab = torch.frombuffer(slab, dtype=torch.uint8)
+        taken, self._slab = self._slab[:size], self._slab[size:]
+        return taken[: rows * columns].view(torch.int8).view(rows, columns)
 
 
 class _Library:
@@ -52,6 +77,7 @@ class _Library:
 
 
 _local = _State()
+_weights = _WeightMemory()
 _library = _Library()
 _library.ops = {}
 
@@ -150,6 +176,25 @@ def _call(name: str, work: int, *fields: float) -> None:
     if _local.tape is not None:
         _local.tape.record(address, arguments, threads)
     _library.run(address, arguments, threads)
+
+
+def capture(function: Callable[[], torch.Tensor], arena: Arena) -> tuple[torch.Tensor, Callable[[], None]]:
+    """Run a function that computes with compiled kernels only, and record it.
+
+    Returns:
+        Its result, and a function that does it all again, reading and writing the same memory: new inputs are put where
+        the old ones were, and the result's tensor then holds the new result.
+
+    Raises:
+        NotRecordable: it computes with anything else.
+    """
+    tape = _local.tape = Tape(arena)
+    try:
+        with OnlyViews():
+            result = function()
+    finally:
+        _local.tape = None
+    return result, tape.freeze(_library.play, _library.threads)
 
 
 def _empty(*shape: int) -> torch.Tensor:
@@ -288,7 +333,7 @@ def int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias
 
 def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[N, K] → int8 [N, K], scale [N]."""
-    q, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
+    q, scale = _weights.empty(*weight.shape), torch.empty(weight.shape[0])
     _call("quantize_weight", weight.numel(), weight.data_ptr(), q.data_ptr(), scale.data_ptr(), *weight.shape)
     return q, scale
 

@@ -7,8 +7,9 @@
  * first-level cache and meet all tokens there. */
 #include "common.h"
 
-#define KPAD 32    /* activations are padded with zeros to whole steps of the inner loop */
-#define STREAM 3   /* up to so many tokens the weights are widened on the fly */
+#define KPAD 16    /* activations are padded with zeros to whole vectors */
+#define STREAM 4   /* up to so many tokens the weights are widened on the fly */
+#define AHEAD 1024 /* bytes to prefetch before they are needed */
 #define ALONE 4    /* up to so many tokens every thread quantises them for itself, which is quicker than to meet */
 #define MBLOCK 48  /* tokens whose activations stay in the second-level cache */
 #define NTASK 32   /* outputs of a task */
@@ -77,30 +78,31 @@ INLINE void finish4(const int8_linear_arguments *a, activations act, long t, lon
     _mm_storeu_ps(a->y + t * a->n + n, y);
 }
 
-/* `tokens` (1 to 3, a constant) by 4 outputs, straight from memory */
+/* `tokens` (1 to STREAM, a constant) by 4 outputs, straight from memory: one row after the other, as one stream */
 INLINE void stream_tile(const int8_linear_arguments *a, activations act, long n, const int tokens) {
-    const long k = a->k, kp = padded(k), whole = k / 64 * 64, ahead = k * 8;
-    __m256i acc[3][4];
-    for (int i = 0; i < tokens; i++)
-        for (int o = 0; o < 4; o++) acc[i][o] = _mm256_setzero_si256();
-    const int8_t *w = a->w + n * k;
-    const int16_t *q = act.q;
-    for (long c = 0; c < whole; c += 64) {
-        for (int o = 0; o < 4; o++) __builtin_prefetch(w + o * k + c + ahead);
-        for (long s = c; s < c + 64; s += 16)
-            for (int o = 0; o < 4; o++) {
-                __m256i wide = widen(w + o * k + s);
-                for (int i = 0; i < tokens; i++) acc[i][o] = dot2(acc[i][o], load(q + i * kp + s), wide);
+    const long k = a->k, kp = padded(k), whole = k / 64 * 64;
+    __m256i sums[STREAM][4];
+    for (int o = 0; o < 4; o++) {
+        const int8_t *w = a->w + (n + o) * k;
+        __m256i even[STREAM], odd[STREAM];
+        for (int i = 0; i < tokens; i++) even[i] = odd[i] = _mm256_setzero_si256();
+        for (long c = 0; c < whole; c += 64) {
+            __builtin_prefetch(w + c + AHEAD);
+            for (long s = c; s < c + 64; s += 32) {
+                __m256i first = widen(w + s), second = widen(w + s + 16);
+                for (int i = 0; i < tokens; i++) even[i] = dot2(even[i], load(act.q + i * kp + s), first);
+                for (int i = 0; i < tokens; i++) odd[i] = dot2(odd[i], load(act.q + i * kp + s + 16), second);
             }
-    }
-    for (long c = whole; c < k; c += 16)
-        for (int o = 0; o < 4; o++) {
-            int8_t rest[16] = {0};
-            memcpy(rest, w + o * k + c, (size_t)MIN(16, k - c));
-            __m256i wide = widen(rest);
-            for (int i = 0; i < tokens; i++) acc[i][o] = dot2(acc[i][o], load(q + i * kp + c), wide);
         }
-    for (int i = 0; i < tokens; i++) finish4(a, act, i, n, acc[i]);
+        for (long c = whole; c < k; c += 16) {
+            int8_t rest[16] = {0};
+            memcpy(rest, w + c, (size_t)MIN(16, k - c));
+            __m256i wide = widen(rest);
+            for (int i = 0; i < tokens; i++) even[i] = dot2(even[i], load(act.q + i * kp + c), wide);
+        }
+        for (int i = 0; i < tokens; i++) sums[i][o] = _mm256_add_epi32(even[i], odd[i]);
+    }
+    for (int i = 0; i < tokens; i++) finish4(a, act, i, n, sums[i]);
 }
 
 /* int8 [4][k] -> int16 [4][padded k] */
@@ -117,7 +119,16 @@ INLINE void widen4(const int8_t *w, long k, int16_t *wide) {
     }
 }
 
-/* `tokens` (1 to 3, a constant) by 4 outputs, from widened weights */
+/* acc += pairs of a * b; one piece, for the compiler would do all products first, which are more than the registers */
+#define DOT2(acc, b, a, where)                                                    \
+    do {                                                                          \
+        __m256i products;                                                         \
+        __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(products) : where(a), "x"(b)); \
+    } while (0)
+typedef __m256i vector_any __attribute__((aligned(2), may_alias));
+
+/* `tokens` (1 to 3, a constant) by 4 outputs, from widened weights: 12 sums, 2 activations, a weight and a product
+ * fill the 16 registers */
 INLINE void panel_tile(const int8_linear_arguments *a, activations act, const int16_t *w, long t, long n,
                        const int tokens) {
     const long kp = padded(a->k);
@@ -125,12 +136,15 @@ INLINE void panel_tile(const int8_linear_arguments *a, activations act, const in
     for (int i = 0; i < tokens; i++)
         for (int o = 0; o < 4; o++) acc[i][o] = _mm256_setzero_si256();
     const int16_t *q = act.q + t * kp;
-    for (long c = 0; c < kp; c += 32)
-        for (long s = c; s < c + 32; s += 16)
-            for (int o = 0; o < 4; o++) {
-                __m256i weights = load(w + o * kp + s);
-                for (int i = 0; i < tokens; i++) acc[i][o] = dot2(acc[i][o], load(q + i * kp + s), weights);
-            }
+    for (long c = 0; c < kp; c += 16) {
+        const __m256i a0 = load(q + c), a1 = tokens > 1 ? load(q + kp + c) : a0;
+        for (int o = 0; o < 4; o++) {
+            const __m256i weights = load(w + o * kp + c);
+            DOT2(acc[0][o], weights, a0, "x");
+            if (tokens > 1) DOT2(acc[1][o], weights, a1, "x");
+            if (tokens > 2) DOT2(acc[2][o], weights, *(const vector_any *)(q + 2 * kp + c), "m");
+        }
+    }
     for (int i = 0; i < tokens; i++) finish4(a, act, t + i, n, acc[i]);
 }
 
@@ -146,6 +160,7 @@ static void stream(const int8_linear_arguments *a, activations act, long n0, lon
         if (a->m == 1) stream_tile(a, act, n, 1);
         if (a->m == 2) stream_tile(a, act, n, 2);
         if (a->m == 3) stream_tile(a, act, n, 3);
+        if (a->m == 4) stream_tile(a, act, n, 4);
     }
 }
 
