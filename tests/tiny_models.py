@@ -121,6 +121,7 @@ def make_tiny_gguf(
 
     config = {**SHAPE, "hidden_size": 64, "intermediate_size": 128, **changes}
     writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_vocab_size(config["vocab_size"])
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
