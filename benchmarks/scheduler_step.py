@@ -119,17 +119,19 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5, help="runs of each; the one with the least median counts")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    rows = []
+    cases = [(name, load, count) for name, load in (("steady", steady), ("churn", churn)) for count in SIZES]
+    runs: dict[tuple[str, int], list[Times]] = {(name, count): [] for name, _, count in cases}
+    for _ in range(arguments.repeat):  # in rounds, so that a busy minute of the machine does not meet one size only
+        for name, load, count in cases:
+            runs[name, count].append(load(count, arguments.steps))
+    rows = [summary(name, count, some) for (name, count), some in runs.items()]
     print("load    requests     add    plan  commit | µs a step: median    best     p90 | µs a request")
-    for name, load in (("steady", steady), ("churn", churn)):
-        for count in SIZES:
-            row = summary(name, count, [load(count, arguments.steps) for _ in range(arguments.repeat)])
-            rows.append(row)
-            print(
-                f"{name:7} {count:8} {row['add_median_us']:7} {row['plan_median_us']:7} {row['commit_median_us']:7} | "
-                f"{row['median_us']:17} {row['min_us']:7} {row['p90_us']:7} | "
-                f"{float(row['median_us']) / count:12.3f}"
-            )
+    for row in rows:
+        print(
+            f"{row['load']:7} {row['requests']:8} {row['add_median_us']:7} {row['plan_median_us']:7} "
+            f"{row['commit_median_us']:7} | {row['median_us']:17} {row['min_us']:7} {row['p90_us']:7} | "
+            f"{float(row['median_us']) / float(row['requests']):12.3f}"
+        )
     if arguments.json:
         record = {
             "command": "python benchmarks/scheduler_step.py --json benchmarks/results/scheduler-step-cpu.json",

@@ -93,6 +93,7 @@ class Draft:
             ones, true, false = _constants(decodes)
             arrays = (self.cohort.rows, ones, self.decode_contexts, true, false, NOTHING)
         all_rows, query, contexts, sample, from_host, ids = arrays
+        epochs = rows.epoch[all_rows] if chunks else self.cohort.epochs
         scored = tuple(
             PromptLogprobsPlan(
                 decodes + i,
@@ -120,7 +121,7 @@ class Draft:
             prompt_logprobs=scored,
         )
         samples = decodes + sum(chunk.sample for chunk in chunks)
-        launched = Launched(step, all_rows, rows.epoch.take(all_rows), sample, samples, self.cohort, tuple(chunks))
+        launched = Launched(step, all_rows, epochs, sample, samples, self.cohort, tuple(chunks))
         return plan, launched
 
     def _with_chunks(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from octavo.plan import BoolArray, Int32Array
 from octavo.scheduler.sequence import Sequence
@@ -17,13 +18,16 @@ class Cohort:
     """Rows that decode together, and whose they are. While nothing changes it serves one step after the other.
 
     Attributes:
-        members: [max_num_seqs], which rows; `rows`: the same as ascending numbers.
-        handles, indices: of the requests and samples that own the rows, parallel to `rows`.
+        members: [max_num_seqs], which rows; `rows`: the same as ascending numbers; `places`: again, as numpy wants
+            them for an index (it would convert `rows` each time, which costs more than the access).
+        epochs, handles, indices: of the rows, and of the requests and samples that own them; parallel to `rows`.
         version: `Rows.version` at which this was true.
     """
 
     members: BoolArray
     rows: Int32Array
+    places: npt.NDArray[np.intp]
+    epochs: npt.NDArray[np.int64]
     handles: list[int]
     indices: list[int]
     version: int
@@ -55,8 +59,6 @@ class Rows:
         self.decoding = np.zeros(max_num_seqs, np.bool_)
         self.epoch = np.zeros(max_num_seqs, np.int64)
         self.version = 0
-        self._starts = np.arange(max_num_seqs, dtype=np.int64) * max_model_len
-        self._cohort = Cohort(self.decoding.copy(), np.empty(0, np.int32), [], [], -1)
         self.handle = np.zeros(max_num_seqs, np.int64)
         self.index = np.zeros(max_num_seqs, np.int32)
         self.wants_logprobs = np.zeros(max_num_seqs, np.bool_)
@@ -66,6 +68,8 @@ class Rows:
         self.table = np.zeros((max_num_seqs, -(-max_model_len // page_size)), np.int32)
         self.any_stop = np.zeros(1, np.bool_)
         self.owner: list[Sequence | None] = [None] * max_num_seqs
+        self._starts = np.arange(max_num_seqs, dtype=np.int64) * max_model_len  # of the rows, in `tokens` laid flat
+        self._cohort = self._new_cohort(self.decoding.copy())
         self._free = list(range(max_num_seqs - 1, -1, -1))
 
     @property
@@ -99,34 +103,49 @@ class Rows:
             self.any_stop = np.concatenate([self.any_stop, np.zeros(highest + 2 - len(self.any_stop), np.bool_)])
         self.any_stop[list(stops)] = True
 
-    def append_tokens(self, rows: Int32Array, members: BoolArray, tokens: Int32Array) -> Int32Array:
+    def append_tokens(self, rows: npt.NDArray[np.intp], members: BoolArray, tokens: Int32Array) -> Int32Array:
         """One more known token for each of the rows, no longer in flight; returns the rows' lengths.
 
         Arguments:
             members: [max_num_seqs], the same rows as a mask: adding it to all is cheaper than picking them out.
         """
-        self.tokens.reshape(-1)[self._starts.take(rows) + self.known.take(rows)] = tokens
+        known: Int32Array = self.known.take(rows)
+        self.tokens.reshape(-1)[self._starts.take(rows) + known] = tokens
         self.known += members
         self.in_flight -= members
-        return self.known.take(rows)
+        known += 1
+        return known
 
     def cohort(self, members: BoolArray) -> Cohort:
         """These rows as a cohort: the last one again, if it still holds."""
         last = self._cohort
         if last.version != self.version or last.members.tobytes() != members.tobytes():
-            rows = np.flatnonzero(members).astype(np.int32)
-            self._cohort = Cohort(members, rows, self.handle[rows].tolist(), self.index[rows].tolist(), self.version)
+            self._cohort = self._new_cohort(members)
         return self._cohort
+
+    def _new_cohort(self, members: BoolArray) -> Cohort:
+        places = members.nonzero()[0]
+        return Cohort(
+            members,
+            places.astype(np.int32),
+            places,
+            self.epoch.take(places),
+            self.handle.take(places).tolist(),
+            self.index.take(places).tolist(),
+            self.version,
+        )
 
     def pages(self, row: int) -> list[int]:
         """The row's block table."""
         pages: list[int] = self.table[row, : self.num_pages[row]].tolist()
         return pages
 
-    def append_pages(self, rows: Int32Array, pages: list[int]) -> None:
-        """One more page for each of the rows."""
-        self.table[rows, self.num_pages[rows]] = pages
-        self.num_pages[rows] += 1
+    def append_pages(self, rows: npt.NDArray[np.intp], pages: list[int]) -> Int32Array:
+        """One more page for each of the rows; returns where in their block tables."""
+        starts = self.num_pages.take(rows)
+        self.table[rows, starts] = pages
+        self.num_pages[rows] = starts + 1
+        return starts
 
     def free(self, row: int) -> None:
         sequence = self.owner[row]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from octavo.errors import ContextLengthError, InvalidRequestError, OverloadedError
 from octavo.kv import PagePool
-from octavo.plan import BoolArray, Int32Array, NewRow, StepPlan, StepResult
+from octavo.plan import BoolArray, NewRow, StepPlan, StepResult
 from octavo.request import (
     EngineRequest,
     EngineStats,
@@ -142,21 +142,20 @@ class Scheduler:
         while True:
             # A row whose tokens in flight bring it to its limit ends with them.
             members: BoolArray = rows.decoding & (rows.known + rows.in_flight < rows.limit)
-            full = np.flatnonzero(members & (rows.computed >= rows.num_pages * size)).astype(np.int32)
+            full = (members & (rows.computed >= rows.num_pages * size)).nonzero()[0]
             if len(full) <= self.pool.num_free:
                 break
             self._preempt(len(full) - self.pool.num_free)
             preempted = True
         cohort = rows.cohort(members)
-        draft = Draft(self.config.max_num_batched_tokens - len(cohort.rows), cohort, rows.computed.take(cohort.rows))
+        draft = Draft(self.config.max_num_batched_tokens - len(cohort.rows), cohort, rows.computed.take(cohort.places))
         draft.preempted = preempted
         rows.computed += members
         rows.in_flight += members
         if len(full):
             pages = self.pool.allocate(len(full))
-            draft.block_rows, draft.block_starts = full.tolist(), rows.num_pages[full].tolist()
+            draft.block_rows, draft.block_starts = full.tolist(), rows.append_pages(full, pages).tolist()
             draft.block_counts, draft.block_pages = [1] * len(full), pages
-            rows.append_pages(full, pages)
         return draft
 
     def _plan_chunks(self, draft: Draft) -> None:
@@ -289,7 +288,7 @@ class Scheduler:
         cohort = launched.cohort
         if not launched.chunks and not result.failed and cohort.version == self._rows.version:
             outputs = Collected(cohort.handles, cohort.indices)
-            self._commit_tokens(cohort.rows, cohort.members, result, None, outputs)
+            self._commit_tokens(cohort.places, cohort.members, result, None, outputs)
         else:
             outputs = Collected()
             self._commit_what_is_left(launched, result, outputs)
@@ -305,7 +304,7 @@ class Scheduler:
                 self._fail(owner, outputs)
         alive = rows.epoch.take(launched.rows) == launched.epochs
         self._commit_chunks(launched, alive, result, outputs)
-        sampled = launched.rows[launched.sample & alive]
+        sampled = launched.rows[launched.sample & alive].astype(np.intp)
         if len(sampled):
             members = np.zeros_like(rows.decoding)
             members[sampled] = True
@@ -348,7 +347,7 @@ class Scheduler:
 
     def _commit_tokens(
         self,
-        sampled: Int32Array,
+        sampled: npt.NDArray[np.intp],
         members: BoolArray,
         result: StepResult,
         places: npt.NDArray[np.intp] | None,
@@ -371,9 +370,9 @@ class Scheduler:
                 if owner is not None:
                     outputs.logprobs.append(sample_logprobs(owner, outputs.tokens[i], result.logprobs, place))
         ended = known >= rows.limit.take(sampled)
-        if rows.any_stop.take(tokens, mode="clip").any():
+        if np.count_nonzero(rows.any_stop.take(tokens, mode="clip")):
             ended |= (rows.stops[sampled] == tokens[:, None]).any(1) | rows.many_stops[sampled]
-        if ended.any():
+        if np.count_nonzero(ended):
             for i in np.flatnonzero(ended).tolist():
                 self._end_if_done(int(sampled[i]), outputs.tokens[i], int(known[i]), outputs)
 

@@ -106,3 +106,17 @@ def test_a_request_for_prompt_logprobs_and_samples_scores_its_prompt_once() -> N
     assert [entry.token_id for entry in got.prompt_logprobs] == list(range(1, 12))
     assert all(len(entry.top_ids) == 2 for entry in got.prompt_logprobs)
     assert got == alone(request)
+
+
+def test_a_fork_makes_its_prompt_findable_if_the_first_sample_left_too_early() -> None:
+    driver = Driver()
+    driver.add(list(range(13)), n=2, max_tokens=4)
+    for _ in range(2):  # the second forks while the first's only step is in flight
+        plan = driver.scheduler.plan()
+        assert plan is not None
+        driver.pipeline.launch(plan)
+    assert driver.scheduler.abort(0, 0)
+    assert driver.scheduler.commit(driver.pipeline.settle()).tokens == []
+    driver.run()
+    driver.add(list(range(13)), handle=1, max_tokens=1)
+    assert driver.run()[1].cached == 12

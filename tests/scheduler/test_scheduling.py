@@ -428,3 +428,13 @@ def test_a_late_failure_does_not_reach_the_rows_next_owner() -> None:
     driver.scheduler.abort(0)
     request = driver.add([7, 8], handle=1, max_tokens=5)
     assert driver.run()[1].tokens == alone(request).tokens
+
+
+def test_pages_lost_to_a_preemption_are_findable_once_computed_again() -> None:
+    driver = Driver(num_pages=16, max_num_seqs=4)
+    driver.add([1] * 12, handle=0, max_tokens=52)  # takes every page in the end
+    driver.add([2] * 9, handle=1, max_tokens=30)
+    driver.run()
+    assert driver.scheduler.stats().num_preemptions == 1 and driver.scheduler.stats().num_evictions > 0
+    driver.add([2] * 9, handle=2, max_tokens=1)
+    assert driver.run()[2].cached == 8
