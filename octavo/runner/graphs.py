@@ -7,6 +7,7 @@ asks for.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from octavo.kernels import native
 from octavo.kernels.native.tape import Arena, NotRecordable
 from octavo.plan import StepPlan
 from octavo.runner.rows import RowTable
+
+logger = logging.getLogger(__name__)
 
 MAX_ROWS = 16
 """Above it the calls cost little beside the work, and the recordings' logits would take memory."""
@@ -65,7 +68,8 @@ class DecodeGraphs:
         self._fill(plan, token_ids, metadata)
         try:
             logits, replay = native.capture(lambda: self._forward(token_ids, metadata), self._arena)
-        except NotRecordable:
+        except NotRecordable as error:
+            logger.info("decode steps are not recorded: %s", error)
             self._recordable = False
             return None
         self._graphs[count] = _Graph(token_ids, metadata, logits, replay)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from octavo.kernels.native.tape import Arena, OnlyViews, Tape
+from octavo.kernels.native.tape import Arena, OnlyViews, Tape, aligned
 
 LIBRARY = Path(__file__).with_name("liboctavo.so")
 
@@ -39,7 +39,7 @@ _PARALLEL_FROM = 1 << 15  # elements touched; less is done sooner by one thread
 class _State(threading.local):
     """Of each thread: its scratch memory, and the recording that is under way."""
 
-    scratch: torch.Tensor = torch.empty(0, dtype=torch.uint8)
+    scratch = aligned(0)
     tape: Tape | None = None
 
 
@@ -203,11 +203,11 @@ def _empty(*shape: int) -> torch.Tensor:
 
 def _scratch(nbytes: int) -> int:
     """Address of at least so many bytes, for the length of one kernel."""
-    if _local.scratch.numel() < nbytes:
-        _local.scratch = torch.empty(nbytes + nbytes // 4, dtype=torch.uint8)
+    if _local.scratch.nbytes < nbytes:
+        _local.scratch = aligned(nbytes + nbytes // 4)
     if _local.tape is not None:
         _local.tape.keep(_local.scratch)
-    return _local.scratch.data_ptr()
+    return _local.scratch.ctypes.data
 
 
 def rms_norm(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:

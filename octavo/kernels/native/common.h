@@ -24,7 +24,7 @@
 
 /* What the threads of one call share. `next` hands out tasks; a barrier sets it back to 0. */
 typedef struct {
-    int arrived;
+    int arrived, sleepers;
     unsigned phase;
     long next;
 } shared_state;

@@ -24,6 +24,13 @@ class NotRecordable(Exception):
     """The pass computes something outside the compiled kernels, which a replay would leave out."""
 
 
+def aligned(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Uninitialised bytes that begin a cache line; not from torch, so also to be had while a pass is recorded."""
+    block = np.empty(nbytes + 63, np.uint8)
+    start = -block.ctypes.data % 64
+    return block[start : start + nbytes]
+
+
 class Arena:
     """Memory of recorded passes that never run at the same time: all may share one."""
 
@@ -39,7 +46,7 @@ class Arena:
             entry = self._free.pop(at)
         else:
             entry = max(count, 16), len(self._blocks)
-            self._blocks.append(torch.empty(entry[0]).numpy())
+            self._blocks.append(aligned(4 * entry[0]).view(np.float32))
         lease = self._blocks[entry[1]][:count].reshape(shape)
         weakref.finalize(lease, insort, self._free, entry)  # which the tensor's storage holds, and views hold that
         return torch.from_numpy(lease)
@@ -60,10 +67,10 @@ class Tape:
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         return self._arena.empty(shape)
 
-    def keep(self, tensor: torch.Tensor) -> None:
+    def keep(self, memory: npt.NDArray[np.uint8]) -> None:
         """Hold memory that calls refer to for as long as the tape."""
-        if not any(tensor is other for other in self._kept):
-            self._kept.append(tensor)
+        if not any(memory is other for other in self._kept):
+            self._kept.append(memory)
 
     def freeze(self, play: Callable[[int, int, int], None], threads: int) -> Callable[[], None]:
         """Make the calls into one: the returned function runs them all."""
@@ -90,6 +97,7 @@ _VIEWS = {
     "select",
     "alias",
     "detach",
+    "lift_fresh",
     "unbind",
     "split",
     "split_with_sizes",

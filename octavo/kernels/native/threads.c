@@ -1,8 +1,16 @@
 /* Teams of threads, tapes of kernels, and scratch memory. Compiled once. */
+#include <limits.h>
 #include <sched.h>
 #include <stdlib.h>
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "common.h"
+
+#define SPINS 2000 /* some 30 to 80 microseconds */
 
 typedef void (*task_fn)(void *);
 /* The OpenMP pool that the host program computes with, handed over at load; without it all is done by the caller. */
@@ -56,7 +64,7 @@ static void play_share(void *argument) {
 
 /* Run kernels in order on `threads` threads. */
 EXPORT void octavo_play(const entry *entries, long count, int threads) {
-    tape t = {entries, count, {0, 0, 0}};
+    tape t = {entries, count, {0}};
     if (threads > 1 && pool_run) {
         pool_run(play_share, &t, (unsigned)threads, 0);
     } else {
@@ -70,21 +78,37 @@ EXPORT void octavo_run(kernel run, const void *arguments, int threads) {
     octavo_play(&e, 1, threads);
 }
 
+/* Sleep while *phase is `seen`; wake all who do. Others than Linux give up their time slice instead. */
+#if defined(__linux__)
+static void wait_for_change(unsigned *phase, unsigned seen) {
+    syscall(SYS_futex, phase, FUTEX_WAIT_PRIVATE, seen, 0, 0, 0);
+}
+static void wake_all(unsigned *phase) { syscall(SYS_futex, phase, FUTEX_WAKE_PRIVATE, INT_MAX, 0, 0, 0); }
+#else
+static void wait_for_change(unsigned *phase, unsigned seen) { (void)phase, (void)seen, sched_yield(); }
+static void wake_all(unsigned *phase) { (void)phase; }
+#endif
+
+/* Spins, as the others are mostly a microsecond away; sleeps when they are not, for then they wait for this core. */
 void octavo_barrier(team *t) {
     shared_state *s = t->shared;
     unsigned phase = __atomic_load_n(&s->phase, __ATOMIC_RELAXED);
     if (__atomic_fetch_add(&s->arrived, 1, __ATOMIC_ACQ_REL) == t->count - 1) {
         s->next = 0;
         s->arrived = 0;
-        __atomic_store_n(&s->phase, phase + 1, __ATOMIC_RELEASE);
+        __atomic_store_n(&s->phase, phase + 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&s->sleepers, __ATOMIC_SEQ_CST)) wake_all(&s->phase);
         return;
     }
-    for (int spins = 0; __atomic_load_n(&s->phase, __ATOMIC_ACQUIRE) == phase; spins++) {
-        if (spins > 4000) sched_yield(); /* someone else has the core that is waited for */
+    for (int spins = 0; spins < SPINS; spins++) {
+        if (__atomic_load_n(&s->phase, __ATOMIC_ACQUIRE) != phase) return;
 #if defined(__x86_64__)
-        else __builtin_ia32_pause();
+        __builtin_ia32_pause();
 #endif
     }
+    __atomic_fetch_add(&s->sleepers, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&s->phase, __ATOMIC_SEQ_CST) == phase) wait_for_change(&s->phase, phase);
+    __atomic_fetch_sub(&s->sleepers, 1, __ATOMIC_SEQ_CST);
 }
 
 void *octavo_scratch(size_t bytes) {
