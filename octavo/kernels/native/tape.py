@@ -107,6 +107,10 @@ _VIEWS = {
 class OnlyViews(TorchDispatchMode):
     """Raises NotRecordable when torch is asked to compute; views of a tensor compute nothing."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import its compiler, which takes seconds, to keep it away from here
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name not in _VIEWS:
