@@ -38,8 +38,10 @@ class ModelOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
         "auto", "Compute type; auto is float32 on a CPU, the checkpoint's own on a GPU."
     )
-    quantization: Literal["auto", "none", "int8"] = flag(
-        "auto", "How linear weights are held; auto is int8 for GGUF files on a CPU, else none."
+    quantization: Literal["auto", "none", "int8", "int4", "gguf"] = flag(
+        "auto",
+        "How matrices are held on a CPU: int8; int4 in blocks of 32; gguf keeps a file's 4-bit blocks and makes int8 of "
+        "the rest. auto is gguf for GGUF files, else none.",
     )
     max_model_len: int | None = flag(
         None,

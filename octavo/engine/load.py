@@ -20,7 +20,7 @@ from octavo.layers.rope import cos_sin_table
 from octavo.model_config import ModelConfig
 from octavo.models.llama import Llama
 from octavo.models.registry import build_model, check_supported
-from octavo.quant import linear_scheme
+from octavo.quant import schemes
 from octavo.runner.cpu import available_cores
 from octavo.runner.memory import MemoryPlan, plan_memory
 from octavo.runner.runner import Runner, StepRunner
@@ -135,18 +135,21 @@ def choose_dtype(options: EngineConfig, config: ModelConfig, device: torch.devic
 
 
 def choose_quantization(options: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> str:
-    """auto means int8 for GGUF files on a CPU (they are quantized already), none for all others.
+    """auto means gguf for GGUF files on a CPU (they are quantized already), none for all others.
 
     Raises:
-        ConfigError: int8 on a GPU, where there are no kernels for it.
+        ConfigError: a scheme on a GPU, where there are no kernels for it.
     """
+    asked = options.model.quantization
     if device.type == "cuda":
-        if options.model.quantization == "int8":
-            raise ConfigError("--quantization int8 is for CPUs.", fix="Leave it out on a GPU.", param="quantization")
+        if asked not in ("auto", "none"):
+            raise ConfigError(
+                f"--quantization {asked} is for CPUs.", fix="Leave it out on a GPU.", param="quantization"
+            )
         return "none"
-    if options.model.quantization != "auto":
-        return options.model.quantization
-    return "int8" if checkpoint.gguf is not None else "none"
+    if asked != "auto":
+        return asked
+    return "gguf" if checkpoint.gguf is not None else "none"
 
 
 def choose_kv_dtype(options: EngineConfig, dtype: torch.dtype, quantization: str) -> torch.dtype:
@@ -174,11 +177,11 @@ def _load_weights(
             taken += count
             report(min(1.0, taken / total))
 
-        ctx = LayerContext(checkpoint.weights, device, dtype, linear_scheme(quantization), progress=progress)
+        ctx = LayerContext(checkpoint.weights, device, dtype, schemes(quantization), progress=progress)
         with torch.inference_mode():
             model = build_model(config, ctx)
-    weights_each = 1 if quantization == "int8" else dtype.itemsize
-    return model, taken * weights_each
+    weights_each = {"none": dtype.itemsize, "int4": 0.625}.get(quantization, 1)
+    return model, int(taken * weights_each)
 
 
 def count_parameters(config: ModelConfig) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from octavo.layers.context import LayerContext
 from octavo.model_config import ModelConfig
-from octavo.quant import LinearParams
+from octavo.quant import LinearParams, LinearScheme
 
 
 class Embedding:
@@ -16,11 +16,14 @@ class Embedding:
     """
 
     def __init__(self, config: ModelConfig, ctx: LayerContext):
-        shape = (config.vocab_size, config.hidden_size)
-        self.scheme = ctx.scheme if config.tie_word_embeddings else ctx.scheme.plain()
-        self.params: LinearParams = self.scheme.make(
-            ctx.take("weight", shape), None, device=ctx.device, dtype=ctx.dtype
-        )
+        self.scheme: LinearScheme
+        self.params: LinearParams
+        if config.tie_word_embeddings:
+            self.scheme, self.params = ctx.matrix({"": config.vocab_size}, config.hidden_size)
+        else:
+            self.scheme = ctx.schemes.usual.plain()
+            weight = ctx.take("weight", (config.vocab_size, config.hidden_size))
+            self.params = self.scheme.make(weight, None, device=ctx.device, dtype=ctx.dtype)
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 [T] → [T, hidden]."""
@@ -31,13 +34,10 @@ class OutputHead:
     """Logits over the vocabulary, from the embedding's own matrix if the model ties them."""
 
     def __init__(self, config: ModelConfig, ctx: LayerContext, embedding: Embedding):
-        self.scheme = ctx.scheme
         if config.tie_word_embeddings:
-            self.params = embedding.params
+            self.scheme, self.params = embedding.scheme, embedding.params
         else:
-            shape = (config.vocab_size, config.hidden_size)
-            weight = ctx.take("weight", shape)
-            self.params = self.scheme.make(weight, None, device=ctx.device, dtype=ctx.dtype)
+            self.scheme, self.params = ctx.matrix({"": config.vocab_size}, config.hidden_size)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size]."""

@@ -18,13 +18,9 @@ class Linear:
     """
 
     def __init__(self, ctx: LayerContext, parts: dict[str, int], in_features: int, bias: bool = False):
-        matrices = [ctx.take(f"{name}.weight", (size, in_features)) for name, size in parts.items()]
-        biases = [ctx.take(f"{name}.bias", (size,)) for name, size in parts.items()] if bias else []
-        weight = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
         self.out_features = sum(parts.values())
         self.in_features = in_features
-        self.params = ctx.scheme.make(weight, torch.cat(biases) if biases else None, device=ctx.device, dtype=ctx.dtype)
-        self.scheme = ctx.scheme
+        self.scheme, self.params = ctx.matrix(parts, in_features, bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [T, in_features] → [T, out_features]."""

@@ -31,6 +31,9 @@ class DummySource:
         drawn = torch.empty(shape, device=self._device, dtype=self._dtype)
         return drawn.normal_(0.0, 0.02, generator=generator)
 
+    def four_bit(self, name: str) -> None:
+        """Nothing is stored so."""
+
     def names(self) -> list[str]:
         return []
 

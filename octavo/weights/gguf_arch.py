@@ -12,8 +12,8 @@ import torch
 
 from octavo.errors import ModelFileError
 from octavo.weights.gguf import GGUFFile
-from octavo.weights.gguf_dequant import dequantize
-from octavo.weights.source import check_shape, missing_tensor
+from octavo.weights.gguf_dequant import dequantize, four_bit
+from octavo.weights.source import FourBit, check_shape, missing_tensor
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM"}
 
@@ -66,6 +66,16 @@ class GGUFSource:
                 fix="The file is damaged: download it again.",
             )
         return _half_split(tensor, heads)
+
+    def four_bit(self, name: str) -> FourBit | None:
+        ours = gguf_name(name)
+        if ours not in self._file.tensors:
+            raise missing_tensor(name, str(self._file.path))
+        blocks = four_bit(self._file, ours)
+        heads = self._heads.get(ours.rpartition(".")[0].rpartition(".")[2])
+        if blocks is None or heads is None or len(blocks.q) % (2 * heads):
+            return blocks
+        return FourBit(*(_half_split(part, heads) for part in blocks))
 
     def names(self) -> list[str]:
         """The Hugging Face names that the file has."""

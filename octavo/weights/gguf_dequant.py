@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from octavo.weights.gguf import BLOCKS, GGUFFile
+from octavo.weights.source import FourBit
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -41,6 +42,19 @@ def dequantize(file: GGUFFile, name: str, rows: slice | None = None) -> torch.Te
     return torch.from_numpy(out).view(shape)
 
 
+def four_bit(file: GGUFFile, name: str) -> FourBit | None:
+    """A matrix of type Q4_0, Q4_1 or Q4_K as its blocks are (Q4_K's factors rounded to float16), else None."""
+    tensor = file.tensors[name]
+    type_name, _, size = BLOCKS[tensor.type_id]
+    if type_name not in _FOUR_BIT or len(tensor.shape) != 2:
+        return None
+    rows, columns = tensor.shape
+    with np.errstate(all="ignore"):
+        q, step, low = _FOUR_BIT[type_name](file.raw(name).reshape(-1, size))
+        halves = [np.ascontiguousarray(x, np.float16).reshape(rows, columns // 32) for x in (step, low)]
+    return FourBit(torch.from_numpy(q.reshape(rows, columns)), *(torch.from_numpy(x) for x in halves))
+
+
 _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -60,33 +74,28 @@ def _fifth_bits(data: Bytes) -> Bytes:
 
 
 def q4_0(blocks: Bytes) -> Floats:
-    """d q, q in [-8, 7]."""
     """d (float16), 16 bytes of nibbles: d (q - 8)."""
     return _half(blocks[:, :2]) * (_nibbles(blocks[:, 2:]).astype(np.int8) - 8)
 
 
 def q4_1(blocks: Bytes) -> Floats:
-    """d q + m, q in [0, 15]."""
     """d, m (float16), 16 bytes of nibbles: d q + m."""
     return _half(blocks[:, :2]) * _nibbles(blocks[:, 4:]) + _half(blocks[:, 2:4])
 
 
 def q5_0(blocks: Bytes) -> Floats:
-    """d q, q in [-16, 15]."""
     """d (float16), the 32 fifth bits, 16 bytes of nibbles: d (q - 16)."""
     q = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
     return _half(blocks[:, :2]) * (q.astype(np.int8) - 16)
 
 
 def q5_1(blocks: Bytes) -> Floats:
-    """d q + m, q in [0, 31]."""
     """d, m (float16), the 32 fifth bits, 16 bytes of nibbles: d q + m."""
     q = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
     return _half(blocks[:, :2]) * q + _half(blocks[:, 2:4])
 
 
 def q8_0(blocks: Bytes) -> Floats:
-    """d q, q in [-128, 127]."""
     """d (float16), 32 signed bytes: d q."""
     return _half(blocks[:, :2]) * blocks[:, 2:].view(np.int8)
 
@@ -104,7 +113,6 @@ def _groups(q: npt.NDArray[np.generic], scale: Floats) -> Floats:
 
 
 def q2_k(blocks: Bytes) -> Floats:
-    """Sixteen groups of 16: d s q - dmin m, with s, m of 4 bits and q of 2."""
     """16 bytes of scale and minimum (a nibble each), 64 bytes of 2-bit q, d, dmin: d scale q - dmin minimum."""
     scales, q = blocks[:, :16], _crumbs(blocks[:, 16:80])
     d, dmin = _half(blocks[:, 80:82]), _half(blocks[:, 82:84])
@@ -113,7 +121,6 @@ def q2_k(blocks: Bytes) -> Floats:
 
 
 def q3_k(blocks: Bytes) -> Floats:
-    """Sixteen groups of 16: d s q, with s of 6 bits and q of 3, both signed."""
     """32 bytes of inverted third bits, 64 bytes of 2-bit q, 12 bytes of 16 6-bit scales, d: d (scale - 32) q."""
     high, low, packed, d = blocks[:, :32], _crumbs(blocks[:, 32:96]), blocks[:, 96:108], _half(blocks[:, 108:110])
     bits = (high[:, None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
@@ -140,15 +147,18 @@ def _nibbles_by_32(data: Bytes) -> Bytes:
 
 
 def q4_k(blocks: Bytes) -> Floats:
-    """Eight groups of 32: d s q - dmin m, with s, m of 6 bits and q of 4."""
     """d, dmin, 12 bytes of 8 6-bit scales and minima, 128 bytes of nibbles: d scale q - dmin minimum."""
+    q, step, low = _q4_k_parts(blocks)
+    return _groups(q, step) + np.repeat(low, 32, axis=1)
+
+
+def _q4_k_parts(blocks: Bytes) -> tuple[Bytes, Floats, Floats]:
     d, dmin = _half(blocks[:, :2]), _half(blocks[:, 2:4])
     scales, minima = _six_bit_pairs(blocks[:, 4:16])
-    return _groups(_nibbles_by_32(blocks[:, 16:]), d * scales) - np.repeat(dmin * minima, 32, axis=1)
+    return _nibbles_by_32(blocks[:, 16:]), d * scales, -(dmin * minima)
 
 
 def q5_k(blocks: Bytes) -> Floats:
-    """As Q4_K, with q of 5 bits."""
     """As Q4_K, with 32 bytes of fifth bits before the nibbles."""
     d, dmin = _half(blocks[:, :2]), _half(blocks[:, 2:4])
     scales, minima = _six_bit_pairs(blocks[:, 4:16])
@@ -158,7 +168,6 @@ def q5_k(blocks: Bytes) -> Floats:
 
 
 def q6_k(blocks: Bytes) -> Floats:
-    """Sixteen groups of 16: d s q, with s of 8 bits and q of 6, both signed."""
     """128 bytes of low nibbles, 64 bytes of high pairs, 16 signed scales, d: d scale (q - 32)."""
     low, high, scales = blocks[:, :128], blocks[:, 128:192], blocks[:, 192:208].view(np.int8)
     low_parts = low.reshape(-1, 2, 1, 64)
@@ -171,3 +180,10 @@ DEQUANTIZE: dict[str, Callable[[Bytes], Floats]] = {
     "Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q5_1": q5_1, "Q8_0": q8_0,
     "Q2_K": q2_k, "Q3_K": q3_k, "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k,
 }  # fmt: skip
+
+_FOUR_BIT: dict[str, Callable[[Bytes], tuple[Bytes, Floats, Floats]]] = {
+    "Q4_0": lambda blocks: (_nibbles(blocks[:, 2:]), _half(blocks[:, :2]), -8 * _half(blocks[:, :2])),
+    "Q4_1": lambda blocks: (_nibbles(blocks[:, 4:]), _half(blocks[:, :2]), _half(blocks[:, 2:4])),
+    "Q4_K": _q4_k_parts,
+}
+"""Type → q [n, elements], step and low [n, elements / 32]; w = step q + low."""

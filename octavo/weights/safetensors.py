@@ -129,6 +129,9 @@ class SafetensorsSource:
         check_shape(name, shard.entries[name][1], shape)
         return shard.tensor(name)
 
+    def four_bit(self, name: str) -> None:
+        """Nothing is stored so."""
+
     def names(self) -> list[str]:
         return list(self._where)
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from octavo.errors import ModelFileError
+
+
+class FourBit(NamedTuple):
+    """A matrix [N, K] with w[n, k] = step[n, k // 32] q[n, k] + low[n, k // 32].
+
+    Attributes:
+        q: uint8 [N, K], 0 to 15.
+        step, low: float16 [N, K / 32].
+    """
+
+    q: torch.Tensor
+    step: torch.Tensor
+    low: torch.Tensor
 
 
 class WeightSource(Protocol):
@@ -18,6 +31,10 @@ class WeightSource(Protocol):
         Raises:
             ModelFileError: it is missing, damaged, or not of the given shape.
         """
+        ...
+
+    def four_bit(self, name: str) -> FourBit | None:
+        """A matrix that is stored in blocks of 32 weights of 4 bits, as it is; None for one that is not."""
         ...
 
     def names(self) -> list[str]: ...
@@ -37,7 +54,6 @@ def check_shape(name: str, found: tuple[int, ...], wanted: tuple[int, ...] | Non
 
 
 def missing_tensor(name: str, where: str) -> ModelFileError:
-    """The error for a tensor that a model needs and `where` does not have."""
     """The error for a tensor that the file or folder `where` lacks."""
     return ModelFileError(
         f"{where} has no tensor {name!r}.", fix="The file is incomplete or of another architecture: download it again."

@@ -95,7 +95,7 @@ def solo(engine: Engine, request: EngineRequest) -> Collected:
     return got[request.handle]
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 @pytest.mark.parametrize(
     ("seed", "policy", "run_ahead"), [(1, "fcfs", True), (2, "priority", True), (3, "fcfs", False)]
 )

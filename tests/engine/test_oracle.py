@@ -82,7 +82,7 @@ def test_greedy_tokens_and_prompt_logprobs_equal_transformers(float_llm: LLM, or
 
 def test_int8_stays_close_and_readable(smollm2_gguf: Path, oracle: torch.nn.Module) -> None:
     """The int8 path: mean error of a prompt token's logprob at most 0.1, top choice the same 9 times in 10."""
-    with LLM(str(smollm2_gguf), quantization="int8", max_model_len=2048) as llm:
+    with LLM(str(smollm2_gguf), quantization="gguf", max_model_len=2048) as llm:
         prompts = real_prompts(llm.tokenizer)[16:29]
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
         results = llm.generate(prompts, params, use_tqdm=False)

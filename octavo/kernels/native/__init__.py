@@ -28,6 +28,8 @@ _FORMATS = {  # the fields of each kernel's argument struct: q is a pointer or a
     "rope_and_cache": "13q",
     "int8_rows": "6q",
     "int8_linear": "9q",
+    "int4_linear": "8q",
+    "int4_rows": "5q",
     "quantize_weight": "5q",
     "paged_attention": "16qd",
     "gumbel_argmax": "6qd",
@@ -329,6 +331,37 @@ def int8_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias
         outputs,
     )
     return y
+
+
+def int4_linear(x: torch.Tensor, weight: torch.Tensor, outputs: int, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [T, K], weight uint8 as `octavo.quant.int4.pack` makes it, bias [N] → [T, N]; K is a multiple of 32."""
+    count, features = x.shape
+    y = _empty(count, outputs)
+    _call(
+        "int4_linear",
+        count * features * outputs,
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        _scratch(count * (features + features // 8 + 4) + 128) if count > 4 or features > 4096 else 0,
+        count,
+        features,
+        outputs,
+    )
+    return y
+
+
+def int4_rows(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows of such a matrix: int64 ids [T] → [T, K]."""
+    y = _empty(len(ids), weight.shape[1] * 32)
+    _call("int4_rows", y.numel(), weight.data_ptr(), ids.data_ptr(), y.data_ptr(), *y.shape)
+    return y
+
+
+def weight_memory(size: int) -> torch.Tensor:
+    """uint8 [size] for a matrix, aligned to 64 bytes, in large pages where the system has them."""
+    return _weights.empty(1, size).view(torch.uint8)[0]
 
 
 def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -102,6 +102,19 @@ INLINE v8f f16_to_f32(const uint16_t *p) {
     return (v8f)((v8u)x | special | ((h & 0x8000) << 16));
 #endif
 }
+/* one float16, at any address */
+INLINE float f16_value(const void *p) {
+    uint16_t h;
+    memcpy(&h, p, 2);
+    uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
+    float x;
+    memcpy(&x, &bits, 4);
+    x *= 0x1p112f; /* moves the exponent's bias from 15 to 127, subnormals included */
+    memcpy(&bits, &x, 4);
+    bits |= ((h & 0x7fff) >= 0x7c00 ? 0x7f800000u : 0) | (uint32_t)(h & 0x8000) << 16;
+    memcpy(&x, &bits, 4);
+    return x;
+}
 INLINE uint16_t f32_to_f16(float x) { /* round to nearest even */
     uint32_t bits;
     memcpy(&bits, &x, 4);
