@@ -1,4 +1,4 @@
-"""Corrections to Triton 3.6's interpreter, so that it computes what a GPU does."""
+"""Corrections to the interpreter of Triton 3.6 to 3.9, so that it computes what a GPU does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _BITS = {8: np.uint8, 16: np.uint16, 32: np.uint32}
 
 
 def apply() -> None:
-    """Scalars of one element convert under numpy 2.4; conversions round to nearest even; bfloat16 multiplies."""
+    """Scalars of one element convert under numpy 2.4; conversions round to nearest even; bfloat16 multiplies; masks
+    are boolean."""
+    _keep_masks_boolean()
     patch_tensor = interpreter._patch_lang_tensor
     convert_float, create_dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
 
@@ -45,3 +47,15 @@ def apply() -> None:
     interpreter._patch_lang_tensor = patch_scalars
     interpreter._convert_float = convert
     interpreter.InterpreterBuilder.create_dot = dot
+
+
+def _keep_masks_boolean() -> None:
+    """3.9 gives the results of comparisons their operands' type, and then refuses them as masks."""
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def boolean(mask: Any) -> Any:
+        return interpreter.TensorHandle((mask.data & 1).astype(np.bool_), tl.int1)
+
+    builder.create_masked_load = lambda self, pointers, mask, *rest: load(self, pointers, boolean(mask), *rest)
+    builder.create_masked_store = lambda self, at, value, mask, *rest: store(self, at, value, boolean(mask), *rest)
