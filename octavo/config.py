@@ -103,9 +103,18 @@ class DeviceOptions:
 class ServerOptions:
     """The HTTP server."""
 
-    host: str = flag("127.0.0.1", "Address to listen on; others than loopback need --api-key.")
+    host: str = flag("127.0.0.1", "Address to listen on; others than loopback need a key.")
     port: int = flag(8000, "Port to listen on; 0 picks a free one.", min=0, max=65535)
-    api_key: tuple[str, ...] = flag((), "Key clients must send as a bearer token.", repeat=True)
+    api_key: tuple[str, ...] = flag(
+        (),
+        "Key clients must send. OCTAVO_API_KEY does the same, and does not show in the list of processes.",
+        repeat=True,
+    )
+    api_key_file: str | None = flag(None, "File of further keys, one a line; read again on SIGHUP.")
+    allow_unauthenticated: bool = flag(False, "Listen on other addresses than loopback although there is no key.")
+    allowed_host: tuple[str, ...] = flag(
+        (), "Name with a dot that clients may use for a server on loopback without a key, as a proxy's.", repeat=True
+    )
     served_model_name: tuple[str, ...] = flag((), "Names clients may use for the model.", repeat=True)
     max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
     max_body_bytes: int = flag(32 << 20, "Larger request bodies get 413.", min=1024)

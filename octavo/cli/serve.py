@@ -41,9 +41,11 @@ def serve(ctx: click.Context, /, model_name: str | None, **_: Any) -> None:
 
         def ready(info: EngineInfo, url: str) -> None:
             progress.clear()
-            report(info, url, name, seconds=time.perf_counter() - started, needs_key=bool(options.api_key))
+            needs_key = bool(KeyRing.of(options))
+            report(info, url, name, seconds=time.perf_counter() - started, needs_key=needs_key)
 
         from octavo.server import serve as run_server
+        from octavo.server.auth import KeyRing
 
         run_server(config, options, ready, progress=progress)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -13,13 +11,13 @@ from octavo import __version__
 from octavo.async_llm import AsyncLLM
 from octavo.config import ServerOptions
 from octavo.errors import EngineDeadError, ModelNotFoundError, OctavoError, OverloadedError
+from octavo.server.auth import PUBLIC, KeyRing, check_host, is_loopback, unauthorized
 from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
 from octavo.server.metrics import Metrics
 
 logger = logging.getLogger("octavo.server")
 
-PUBLIC = frozenset({"/live", "/ready", "/health", "/version"})  # reached without a key
 _METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _MODEL_PREFIX = "/v1/models/"
 
@@ -31,15 +29,18 @@ class App:
 
     Attributes:
         draining: no new work is taken; what is open may finish.
+        keys: that open it; without any it is open to all who reach it.
     """
 
-    def __init__(self, llm: AsyncLLM, options: ServerOptions):
+    def __init__(self, llm: AsyncLLM, options: ServerOptions, keys: KeyRing | None = None):
         self.llm = llm
         self.options = options
         self.draining = False
         self.metrics = Metrics()
         llm.on_end = self.metrics.ended
-        self._keys = [hashlib.sha256(key.encode()).digest() for key in options.api_key]
+        self.keys = KeyRing.of(options) if keys is None else keys
+        self._on_loopback = is_loopback(options.host)
+        self._allowed_hosts = frozenset(name.lower() for name in options.allowed_host)
         self._generation: Generation | None = None
         self._created = int(time.time())
         self._routes: dict[str, tuple[str, Handler]] = {
@@ -58,7 +59,7 @@ class App:
             raise RuntimeError(f"Octavo serves HTTP, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
         try:
-            self._authenticate(exchange)
+            self._admit(exchange)
             await self._handler(exchange)(exchange)
         except ClientGoneError:
             exchange.status = exchange.status or 499
@@ -77,17 +78,14 @@ class App:
             self.metrics.rejected += 1
         await exchange.error(error)
 
-    def _authenticate(self, exchange: Exchange) -> None:
-        """Compare with every key, in constant time; only exact public paths need none."""
-        if not self._keys or exchange.path in PUBLIC:
-            return
-        scheme, _, given = exchange.headers.get(b"authorization", b"").partition(b" ")
-        digest = hashlib.sha256(given.strip()).digest()
-        matches = [hmac.compare_digest(digest, key) for key in self._keys]
-        if scheme.lower() != b"bearer" or not any(matches):
-            raise HttpError(
-                401, "invalid_api_key", "The API key is missing or wrong.", fix="Send Authorization: Bearer KEY."
-            )
+    def _admit(self, exchange: Exchange) -> None:
+        """Only exact public paths need no key. Without keys, names that are not ours are refused on loopback."""
+        headers = exchange.scope["headers"]
+        if not self.keys:
+            if self._on_loopback:
+                check_host(headers, self._allowed_hosts)
+        elif exchange.path not in PUBLIC and self.keys.identify(headers) is None:
+            raise unauthorized()
 
     def _handler(self, exchange: Exchange) -> Handler:
         path = exchange.path
@@ -198,9 +196,13 @@ class App:
         return await exchange.body(self.options.max_body_bytes)
 
 
-def build_app(llm: AsyncLLM, options: ServerOptions | None = None) -> App:
-    """The application over an `AsyncLLM`, which may still be loading."""
-    return App(llm, options or ServerOptions())
+def build_app(llm: AsyncLLM, options: ServerOptions | None = None, keys: KeyRing | None = None) -> App:
+    """The application over an `AsyncLLM`, which may still be loading.
+
+    Args:
+        keys: default: those that the options and the environment name.
+    """
+    return App(llm, options or ServerOptions(), keys)
 
 
 def _route_name(path: str) -> str:

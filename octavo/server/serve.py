@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
+import dataclasses
 import logging
 import signal
 import socket
@@ -21,6 +21,7 @@ from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
 from octavo.errors import ConfigError, OctavoError, OverloadedError
 from octavo.server.app import App, build_app
+from octavo.server.auth import KeyRing, is_loopback
 
 logger = logging.getLogger("octavo.server")
 
@@ -52,30 +53,24 @@ def serve(
         EngineDeadError: the engine ended while it served.
         OctavoError: the model cannot be loaded.
     """
-    check_exposure(options)
+    keys = KeyRing.of(options)
+    check_exposure(options, keys)
+    options = dataclasses.replace(options, api_key=())  # from here on there are hashes only
     listener = listen(options.host, options.port)
     with contextlib.closing(listener):
-        server = _Server(config, options, listener, on_ready, progress, client)
+        server = _Server(config, options, keys, listener, on_ready, progress, client)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(server.run())
 
 
-def check_exposure(options: ServerOptions) -> None:
+def check_exposure(options: ServerOptions, keys: KeyRing) -> None:
     """Refuse to serve a network without a key. Raises ConfigError."""
-    if not options.api_key and not is_loopback(options.host):
+    if not keys and not options.allow_unauthenticated and not is_loopback(options.host):
         raise ConfigError(
             f"--host {options.host} is reachable from other machines, and no key is set.",
-            fix="Set --api-key, or listen on 127.0.0.1.",
+            fix="Set OCTAVO_API_KEY, --api-key-file or --api-key, listen on 127.0.0.1, or say --allow-unauthenticated.",
             param="host",
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -157,12 +152,14 @@ class _Server:
         self,
         config: EngineConfig,
         options: ServerOptions,
+        keys: KeyRing,
         listener: socket.socket,
         on_ready: OnReady | None,
         progress: Progress | None,
         client: ClientFactory,
     ):
         self._options = options
+        self._keys = keys
         self._listener = listener
         self._on_ready = on_ready
         self._config = config
@@ -176,10 +173,11 @@ class _Server:
         self._llm = AsyncLLM.of_config(
             self._config, client=self._client, progress=self._progress, max_logprobs=self._options.max_logprobs
         )
-        app = build_app(self._llm, self._options)
+        app = build_app(self._llm, self._options, self._keys)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._keys.reload)
         server = _Uvicorn(uvicorn_config(app))
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         try:

@@ -10,7 +10,7 @@ import pytest
 
 from octavo import __version__
 from octavo.config import ServerOptions
-from octavo.server.app import PUBLIC
+from octavo.server.auth import PUBLIC
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -33,7 +33,7 @@ def test_every_route_but_the_public_ones_needs_a_key(guarded, header):
             for method in ("GET", "POST", "DELETE"):
                 reply = client.request(method, path, json={} if method == "POST" else None)
                 assert (reply.status_code == 401) == (path not in PUBLIC), path
-        for path in ("/nothing", "//live", "/live/", "/LIVE", "/v1/models/x", "/ready/../metrics", "/v1//models"):
+        for path in ("/version", "/openapi.json", "/nothing", "//live", "/live/", "/LIVE", "/v1/models/x", "/ready/../metrics", "/v1//models"):
             reply = client.get(path)
             assert reply.status_code == 401, path
             assert reply.json()["error"]["type"] == "authentication_error"
@@ -59,8 +59,8 @@ def test_a_model_goes_by_its_served_names(guarded):
         assert client.post(COMPLETIONS, json={"model": "sim", "prompt": "a"}).status_code == 404
 
 
-def test_the_version_is_public(guarded):
-    assert guarded.get("/version").json() == {"version": __version__}
+def test_the_version(server):
+    assert server.get("/version").json() == {"version": __version__}
 
 
 def test_metrics_are_well_formed_and_count(server):
