@@ -16,7 +16,7 @@ from octavo.errors import InvalidRequestError
 from octavo.frontend.load import load_frontend
 from octavo.frontend.sample import Update
 from octavo.progress import BatchProgress
-from octavo.request import EngineRequest, EngineStats, RequestOutput, SamplingParams
+from octavo.request import BeamSearchOutput, BeamSearchParams, EngineRequest, EngineStats, RequestOutput, SamplingParams
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -114,6 +114,36 @@ class LLM:
         ]
         return self._run_all(requests, [None] * len(many), use_tqdm)
 
+    def beam_search(
+        self,
+        prompts: Prompt | Mapping[str, Any] | Sequence[Prompt | Mapping[str, Any]],
+        params: BeamSearchParams | Sequence[BeamSearchParams],
+        *,
+        use_tqdm: bool = True,
+        cache_salt: str = "",
+    ) -> list[BeamSearchOutput]:
+        """Search for the most likely answers to one prompt or many; results come in the order of the prompts.
+
+        Args:
+            prompts: text, token ids, or `{"prompt": text}` or `{"prompt_token_ids": ids}`; one or a sequence of them.
+            params: one for all, or one each.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is bad; nothing has run then.
+        """
+        given = [prompts] if isinstance(prompts, Mapping) else prompts
+        many = [_unwrapped(prompt) for prompt in cast(Any, _as_list(cast(Any, given)))]
+        chosen = [each.sampling_params() for each in _one_each(params, len(many), "params")]
+        results = self.generate(many, chosen, use_tqdm=use_tqdm, cache_salt=cache_salt)
+        tokenizer = self._frontend.tokenizer
+        outputs = []
+        for result, each in zip(results, chosen, strict=True):
+            prompt = result.prompt
+            if prompt is None:
+                prompt = tokenizer.decode(result.prompt_token_ids) if tokenizer is not None else ""
+            outputs.append(BeamSearchOutput.of(result, prompt, each.length_penalty))
+        return outputs
+
     def stream(self, prompt: Prompt | Messages, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yield one request's output as it grows (text and ids so far); closing the iterator aborts it.
 
@@ -193,6 +223,20 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], str | Sequence)):
         return [cast(Prompt, prompts)]
     return list(cast(Sequence[Prompt], prompts))
+
+
+def _unwrapped(prompt: Prompt | Mapping[str, Any]) -> Prompt:
+    """Text or ids, out of a mapping if they are in one."""
+    if not isinstance(prompt, Mapping):
+        return prompt
+    for key in ("prompt_token_ids", "prompt"):
+        if prompt.get(key) is not None:
+            return cast(Prompt, prompt[key])
+    raise InvalidRequestError(
+        "A prompt has neither text nor token ids.",
+        fix='Give {"prompt": ...} or {"prompt_token_ids": ...}.',
+        param="prompt",
+    )
 
 
 def _is_conversation(value: object) -> bool:

@@ -27,6 +27,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         prompt_logprobs: the same for each prompt token but the first.
         logit_bias: token id to an addition to its logit.
         allowed_token_ids, banned_token_ids: restrict the vocabulary.
+        use_beam_search: search for the n most likely answers instead of drawing them (see `BeamSearchParams`).
     """
 
     n: int = 1
@@ -51,6 +52,53 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     banned_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
     detokenize: bool = True
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    @property
+    def beam_width(self) -> int:
+        """How many beams the engine keeps; 0 without beam search."""
+        return self.n if self.use_beam_search else 0
+
+
+class BeamSearchParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How to search for the most likely answers. They are ranked by the sum of their tokens' logprobs over their
+    length (tokens generated, the one that ended it included) to the power of `length_penalty`, as in `transformers`.
+
+    Attributes:
+        beam_width: hypotheses that are kept at every length, and answers that come back.
+        length_penalty: above 0 favours longer answers, below 0 shorter ones.
+        early_stopping: True ends the search when `beam_width` answers have ended; False when no open one looks better
+            at its present length; "never" when none can become better.
+        logprobs: how many most likely tokens to report beside each chosen one; None reports none.
+    """
+
+    beam_width: int
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    include_stop_str_in_output: bool = False
+    logprobs: int | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """The same, as a request carries it."""
+        return SamplingParams(
+            n=self.beam_width,
+            temperature=0.0,
+            max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            ignore_eos=self.ignore_eos,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+            logprobs=self.logprobs,
+            use_beam_search=True,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+        )
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -64,6 +112,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         priority: lower runs first under the priority policy; ties by arrival.
         arrival_time: `time.monotonic()` of the frontend's host.
         cache_salt, adapter, media: parts of the prefix-cache key; requests that differ in one share no pages.
+        tenant: on whose behalf; requests of different tenants share the engine fairly (`octavo.scheduler.fairness`).
     """
 
     handle: int
@@ -76,6 +125,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     cache_salt: str = ""
     adapter: str = ""
     media: str = ""
+    tenant: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -89,13 +139,17 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finished(msgspec.Struct, frozen=True, array_like=True):
-    """The end of one sample. `stop_reason` is the stop id that matched (None for EOS); `error` is set on "error"."""
+    """The end of one sample. `stop_reason` is the stop id that matched (None for EOS); `error` is set on "error".
+
+    `cumulative_logprob` is the sum of the tokens' logprobs, which only beam search tells.
+    """
 
     handle: int
     index: int
     reason: FinishReason
     stop_reason: int | None = None
     error: str = ""
+    cumulative_logprob: float | None = None
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True):
@@ -155,7 +209,7 @@ class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CompletionOutput(msgspec.Struct, kw_only=True):
-    """One sample's text. `logprobs[i]` belongs to `token_ids[i]`."""
+    """One sample's text. `logprobs[i]` belongs to `token_ids[i]`; their sum is also known of beams without logprobs."""
 
     index: int
     text: str
@@ -164,6 +218,7 @@ class CompletionOutput(msgspec.Struct, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     error: str = ""
+    cumulative_logprob: float | None = None
 
 
 class RequestMetrics(msgspec.Struct, kw_only=True):
@@ -188,3 +243,47 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics = msgspec.field(default_factory=RequestMetrics)
+
+
+class BeamSearchSequence(msgspec.Struct, kw_only=True):
+    """One answer of a beam search.
+
+    Attributes:
+        tokens, text: prompt and answer.
+        cum_logprob: sum of the answer's logprobs; score: what it was ranked by.
+    """
+
+    tokens: list[int]
+    text: str
+    cum_logprob: float
+    score: float
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+class BeamSearchOutput(msgspec.Struct, kw_only=True):
+    """What `LLM.beam_search` returns for one prompt: its answers, the best first."""
+
+    request_id: str
+    sequences: list[BeamSearchSequence]
+    error: str = ""
+
+    @classmethod
+    def of(cls, result: RequestOutput, prompt: str, length_penalty: float) -> BeamSearchOutput:
+        """From a request's output; `prompt` is its text."""
+        sequences = []
+        for output in result.outputs:
+            total = output.cumulative_logprob if output.cumulative_logprob is not None else float("-inf")
+            sequences.append(
+                BeamSearchSequence(
+                    tokens=result.prompt_token_ids + output.token_ids,
+                    text=prompt + output.text,
+                    cum_logprob=total,
+                    score=total / max(1, len(output.token_ids)) ** length_penalty,
+                    logprobs=output.logprobs,
+                    finish_reason=output.finish_reason,
+                    stop_reason=output.stop_reason,
+                )
+            )
+        return cls(request_id=result.request_id, sequences=sequences, error=result.outputs[0].error)

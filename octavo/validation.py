@@ -31,8 +31,9 @@ _FLOATS: dict[str, tuple[float, float, bool]] = {  # lowest, highest, whether th
     "repetition_penalty": (0.0, 100.0, True),
     "presence_penalty": (-2.0, 2.0, False),
     "frequency_penalty": (-2.0, 2.0, False),
+    "length_penalty": (-10.0, 10.0, False),
 }
-_BOOLEANS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "detokenize")
+_BOOLEANS = ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens", "detokenize", "use_beam_search")
 
 
 def validate_params(
@@ -75,6 +76,7 @@ def validate_params(
     _ids("stop_token_ids", params.stop_token_ids, vocab_size, MAX_STOP_TOKEN_IDS)
     _logit_bias(params.logit_bias, vocab_size)
     _choices(params, vocab_size, eos_token_ids)
+    _beams(params, vocab_size, eos_token_ids)
 
 
 def validate_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
@@ -202,6 +204,34 @@ def _choices(params: SamplingParams, vocab_size: int, eos_token_ids: Sequence[in
 
 def _leaves_none(allowed: Sequence[int] | None, barred: set[int], vocab_size: int) -> bool:
     return len(barred) >= vocab_size if allowed is None else barred.issuperset(allowed)
+
+
+_NOT_WITH_BEAMS: dict[str, Any] = {
+    "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0,
+    "frequency_penalty": 0, "logit_bias": None, "allowed_token_ids": None, "banned_token_ids": (), "stop": (),
+}  # fmt: skip
+"""What draws or changes a token has no place in a search for the most likely ones; neutral values are taken."""
+
+
+def _beams(params: SamplingParams, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+    """Beam search ranks by the model's own logprobs, and its answers are known at the end only."""
+    early = params.early_stopping
+    if not isinstance(early, bool) and early != "never":
+        _refuse("early_stopping", early, 'it is neither true, false nor "never"', "Send one of them.")
+    if not params.use_beam_search:
+        return
+    for name, neutral in _NOT_WITH_BEAMS.items():
+        value = getattr(params, name)
+        if value != neutral and value and not (name == "top_k" and value == -1):
+            reason = f"beam search takes none (its neutral value is {neutral!r})"
+            fix = "Use stop_token_ids." if name == "stop" else "Leave it out, or set use_beam_search to false."
+            raise InvalidRequestError(
+                f"{name} cannot be {_brief(value)}: {reason}.", fix=fix, param=name, code="unsupported_value"
+            )
+    stops = len({*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)})
+    if params.n + stops > vocab_size:
+        reason = f"the model has {vocab_size} tokens, {stops} of which end an answer"
+        _refuse("n", params.n, reason, "Ask for fewer beams.")
 
 
 def _ids(name: str, values: Any, vocab_size: int, most: int) -> None:

@@ -59,6 +59,8 @@ GOOD: list[dict[str, Any]] = [
     {"allowed_token_ids": (1, 2), "banned_token_ids": (1,)},
     {"allowed_token_ids": (1, 2), "stop_token_ids": (1,), "min_tokens": 3},
     {"detokenize": False},
+    {"use_beam_search": True, "temperature": 0.0, "n": 4, "length_penalty": -2.5, "early_stopping": "never"},
+    {"use_beam_search": True, "temperature": 0, "top_k": -1, "stop_token_ids": (1,), "logprobs": 2, "min_tokens": 3},
 ]
 
 BAD: list[tuple[str, Any]] = [
@@ -86,7 +88,9 @@ BAD: list[tuple[str, Any]] = [
     *[("allowed_token_ids", value) for value in ((), (-1,), (100,), (1.0,), "1", {1}, (True,))],
     *[("banned_token_ids", value) for value in ((-1,), (100,), None, tuple(range(100)), (1,) * 101)],
     *[("include_stop_str_in_output", value) for value in (None, 1, "true")],
-    *[("ignore_eos", 1), ("skip_special_tokens", 0), ("detokenize", "no")],
+    *[("ignore_eos", 1), ("skip_special_tokens", 0), ("detokenize", "no"), ("use_beam_search", 1)],
+    *[("length_penalty", value) for value in (-10.1, 10.1, NAN, INF, None, "1", True)],
+    *[("early_stopping", value) for value in (None, 1, "always", "")],
 ]
 
 
@@ -206,3 +210,22 @@ def test_any_values_pass_or_are_refused_and_what_passes_is_well_formed(fields: d
         assert error.param in SamplingParams.__struct_fields__
         return
     msgspec.json.decode(msgspec.json.encode(params), type=SamplingParams)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"temperature": 0.7}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.1}]
+    + [{"presence_penalty": 0.1}, {"frequency_penalty": -1}, {"logit_bias": {1: 1}}, {"allowed_token_ids": (1, 2)}]
+    + [{"banned_token_ids": (1,)}, {"stop": ("x",)}],
+    ids=str,
+)
+def test_beams_take_nothing_that_changes_the_choice(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        check(**{"use_beam_search": True, "temperature": 0, **fields})
+    assert caught.value.param in fields and caught.value.code == "unsupported_value"
+
+
+def test_there_must_be_tokens_enough_for_every_beam() -> None:
+    check(use_beam_search=True, temperature=0, n=98, eos_token_ids=(3, 4))
+    with pytest.raises(InvalidRequestError, match="n cannot be 99"):
+        check(use_beam_search=True, temperature=0, n=99, eos_token_ids=(3, 4))

@@ -87,13 +87,15 @@ class Sample:
         logprobs: of `token_ids` from the first on, as far as their text is out; None unless asked for.
         pieces: the text so far, in pieces.
         finish_reason, stop_reason, error: how it ended; None and "" while it runs.
+        cumulative_logprob: the engine's word for it, which comes with the end of a beam.
         plain: neither stop strings, nor logprobs, nor an end to look after: a token is only appended and decoded.
         ending, last_ids: the engine's word that this step ends the sample, and the step's tokens of it.
     """
 
     __slots__ = (
-        "_detokenizer", "_held", "_num_chars", "_params", "_stop", "ending", "error", "finish_reason", "index",
-        "last_ids", "logprobs", "pieces", "plain", "push", "request", "stop_reason", "token_ids",
+        "_detokenizer", "_held", "_num_chars", "_params", "_stop", "cumulative_logprob", "ending", "error",
+        "finish_reason", "index", "last_ids", "logprobs", "pieces", "plain", "push", "request", "stop_reason",
+        "token_ids",
     )  # fmt: skip
 
     def __init__(self, request: OpenRequest, index: int, params: SamplingParams, tokenizer: Tokenizer | None):
@@ -105,6 +107,7 @@ class Sample:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
         self.error = ""
+        self.cumulative_logprob: float | None = None
         self.ending: Finished | None = None
         self.last_ids: list[int] = []
         self._params = params
@@ -144,6 +147,7 @@ class Sample:
         ending, token_ids, self.last_ids = self.ending, self.last_ids, []
         if ending is None:
             raise RuntimeError("end() without will_end()")
+        self.cumulative_logprob = ending.cumulative_logprob
         texts, released = [], []
         for rank, token_id in enumerate(token_ids):
             silent = ending.reason == "stop" and rank == len(token_ids) - 1
@@ -169,7 +173,13 @@ class Sample:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             error=self.error,
+            cumulative_logprob=self._sum_of_logprobs(),
         )
+
+    def _sum_of_logprobs(self) -> float | None:
+        if self.cumulative_logprob is not None or self.logprobs is None:
+            return self.cumulative_logprob
+        return sum(entry.logprob for entry in self.logprobs)
 
     def _advance(self, token_id: int, entry: TokenLogprobs | None, text: str) -> tuple[str, list[TokenLogprobs]]:
         """Add a token with its text; return the text and logprobs that are out now."""

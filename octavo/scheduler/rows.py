@@ -43,6 +43,7 @@ class Rows:
         limit: length at which a sequence ends.
         num_pages: entries of the block table.
         decoding: the last token was sampled in the row, or will be by a launched step: the device has it.
+        beam: the row is of a beam search: it is never `decoding`, as its tokens are chosen on the host.
         epoch: changes when a row is freed, so that a late result does not reach the row's next owner.
         version: counts all changes of owners.
         any_stop: by token id, whether some row may stop at it; ids past its end are not in it.
@@ -57,6 +58,7 @@ class Rows:
         self.limit = np.zeros(max_num_seqs, np.int32)
         self.num_pages = np.zeros(max_num_seqs, np.int32)
         self.decoding = np.zeros(max_num_seqs, np.bool_)
+        self.beam = np.zeros(max_num_seqs, np.bool_)
         self.epoch = np.zeros(max_num_seqs, np.int64)
         self.version = 0
         self.handle = np.zeros(max_num_seqs, np.int64)
@@ -88,6 +90,7 @@ class Rows:
         self.known[row], self.in_flight[row], self.computed[row] = count, 0, computed
         self.limit[row], self.num_pages[row] = sequence.limit, len(pages)
         self.handle[row], self.index[row] = sequence.request.handle, sequence.index
+        self.beam[row] = sequence.request.params.use_beam_search
         self.wants_logprobs[row] = sequence.request.params.logprobs is not None
         stops = sequence.stop_ids
         self.many_stops[row] = len(stops) > _STOP_COLUMNS

@@ -25,6 +25,8 @@ from octavo.request import (
     Started,
     StepOutputs,
 )
+from octavo.scheduler import beams_rows
+from octavo.scheduler.beams_rows import BeamRun, Hands
 from octavo.scheduler.config import SchedulerConfig
 from octavo.scheduler.draft import Chunk, Draft, Launched
 from octavo.scheduler.logprobs import sample_logprobs, scored_prompt
@@ -62,6 +64,8 @@ class Scheduler:
         self._running: list[Sequence] = []  # in order of service
         self._chunking: list[Sequence] = []  # running, with more than one token to compute
         self._forking: list[Group] = []  # their first sample has computed the prompt
+        self._beams: dict[int, BeamRun] = {}  # by handle
+        self._hands = Hands(self._rows, self.pool, config.page_size, self._start_row, self._take_chunk, self._leave_row)
         self._launched: deque[Launched] = deque()
         self._freed_rows: list[int] = []
         self._started: list[Started] = []
@@ -91,16 +95,23 @@ class Scheduler:
                 fix="Shorten the prompt.",
                 param="prompt",
             )
+        if request.params.use_beam_search:
+            beams_rows.check_fits(request, self.config)
         self._arrivals += 1
         urgency = float(request.priority) if self.config.policy == "priority" else 0.0
         group = make_group(request, (urgency, self._arrivals), self.config.max_model_len)
         self._groups[request.handle] = group
+        if request.params.use_beam_search:
+            self._beams[request.handle] = BeamRun(group, self._hands)
         self._queue.push(group.sequences[0])
 
     def abort(self, handle: int, index: int | None = None) -> bool:
-        """End a request or one of its samples; nothing more is said of it. False if it is not here."""
+        """End a request or one of its samples; nothing more is said of it. False if it is not here.
+
+        Beams are not samples before the search is over: it ends as a whole or not at all.
+        """
         group = self._groups.get(handle)
-        if group is None:
+        if group is None or (index is not None and handle in self._beams):
             return False
         ending = [s for s in group.open if index is None or s.index == index]
         for sequence in ending:
@@ -123,6 +134,8 @@ class Scheduler:
         if len(self._launched) > self.config.async_scheduling:
             raise RuntimeError(f"step {self._step} was planned before step {self._launched[0].step} was committed")
         draft = self._plan_decodes()
+        if self._beams:
+            self._plan_beams(draft)
         # Forks come before chunks: a page is copied before the forward pass, so what it holds must be of earlier steps.
         forked = not draft.preempted and self._plan_forks(draft)
         self._plan_chunks(draft)
@@ -143,9 +156,10 @@ class Scheduler:
             # A row whose tokens in flight bring it to its limit ends with them.
             members: BoolArray = rows.decoding & (rows.known + rows.in_flight < rows.limit)
             full = (members & (rows.computed >= rows.num_pages * size)).nonzero()[0]
-            if len(full) <= self.pool.num_free:
+            needed = len(full) + sum(run.pages_needed() for run in self._beams.values())
+            if needed <= self.pool.num_free:
                 break
-            self._preempt(len(full) - self.pool.num_free)
+            self._preempt(needed - self.pool.num_free)
             preempted = True
         cohort = rows.cohort(members)
         draft = Draft(self.config.max_num_batched_tokens - len(cohort.rows), cohort, rows.computed.take(cohort.places))
@@ -157,6 +171,18 @@ class Scheduler:
             draft.block_rows, draft.block_starts = full.tolist(), rows.append_pages(full, pages).tolist()
             draft.block_counts, draft.block_pages = [1] * len(full), pages
         return draft
+
+    def _plan_beams(self, draft: Draft) -> None:
+        """One token for every beam that was chosen; then, with what is left, beams that come back."""
+        for run in self._beams.values():
+            run.place(draft)
+        for run in self._beams.values():
+            run.restore(draft)
+
+    @property
+    def _rows_taken(self) -> int:
+        """Rows in use, and those set aside for beams."""
+        return len(self._running) + sum(run.num_reserved for run in self._beams.values())
 
     def _plan_chunks(self, draft: Draft) -> None:
         """Go on with prompts that did not fit the steps before; their pages are theirs since admission."""
@@ -174,17 +200,17 @@ class Scheduler:
         rows.computed[row] = stop
         if stop == known:
             self._chunking.remove(sequence)
-            rows.decoding[row] = True
+            rows.decoding[row] = not rows.beam[row]
             rows.in_flight[row] = 1
             group = self._groups[sequence.request.handle]
-            if sequence.index == 0 and group.forking and group not in self._forking:
+            if sequence.index == 0 and group.forking and group not in self._forking and not rows.beam[row]:
                 self._forking.append(group)
 
     def _plan_forks(self, draft: Draft) -> bool:
         """Further samples of prompts that are computed. False if one has to wait, and so must all that come after."""
         for group in list(self._forking):
             for child in group.forking:
-                if draft.budget < 1 or len(self._running) >= self.config.max_running or not self.pool.num_free:
+                if draft.budget < 1 or self._rows_taken >= self.config.max_running or not self.pool.num_free:
                     return False
                 self._fork(group.sequences[0], child, draft)
             self._forking.remove(group)
@@ -205,13 +231,17 @@ class Scheduler:
 
     def _plan_waiting(self, draft: Draft) -> None:
         """Admit in order of service, while rows, tokens and pages for whole prompts last."""
-        while draft.budget > 0 and len(self._running) < self.config.max_running:
+        while draft.budget > 0 and self._rows_taken < self.config.max_running:
             sequence = self._queue.head()
             if sequence is None:
                 return
+            beams = self._beams.get(sequence.request.handle)
+            if beams is not None and self._rows_taken + sequence.request.params.n > self.config.max_running:
+                return
             cached = self._cached_pages(sequence)
             needed = -(-len(sequence.tokens) // self.config.page_size) - len(cached)
-            if needed > self.pool.num_free - self.pool.num_free_among(cached):
+            room = self.pool.num_free - self.pool.num_free_among(cached)
+            if needed + (beams.pages_to_admit() if beams is not None else 0) > room:
                 return
             self._queue.pop()
             self.pool.share(cached)
@@ -244,6 +274,8 @@ class Scheduler:
         sequence.settled = computed
         known = sequence.tokens if penalised else np.empty(0, np.int32)
         stop_ids = sequence.stop_ids if params.min_tokens else ()
+        if params.use_beam_search:
+            params = beams_rows.row_params(sequence.request)
         draft.new_rows.append(NewRow(row, params, sequence.seed, sequence.num_prompt, known, stop_ids))
         draft.add_pages(row, 0, pages)
         sequence.phase = Phase.RUNNING
@@ -263,13 +295,17 @@ class Scheduler:
         token is drawn again.
         """
         victim = choose_victim(self._running, self._rows, self.pool, pages_needed)
+        self._preemptions += 1
+        beams = self._beams.get(victim.request.handle)
+        if beams is not None:
+            self._queue.push(beams.preempt())
+            return
         row = victim.row
         victim.tokens = self._rows.tokens[row, : self._rows.known[row]].copy()
         victim.resumes = True
         self._settle_generated(victim)
         self._leave_row(victim)
         self._queue.push(victim)
-        self._preemptions += 1
 
     # -- committing ----------------------------------------------------------------------------------------------
 
@@ -305,11 +341,37 @@ class Scheduler:
         alive = rows.epoch.take(launched.rows) == launched.epochs
         self._commit_chunks(launched, alive, result, outputs)
         sampled = launched.rows[launched.sample & alive].astype(np.intp)
-        if len(sampled):
+        places = np.flatnonzero(alive[launched.sample])
+        of_beams = rows.beam.take(sampled)
+        plain = sampled[~of_beams]
+        if len(plain):
             members = np.zeros_like(rows.decoding)
-            members[sampled] = True
-            outputs.handles, outputs.indices = rows.handle.take(sampled).tolist(), rows.index.take(sampled).tolist()
-            self._commit_tokens(sampled, members, result, np.flatnonzero(alive[launched.sample]), outputs)
+            members[plain] = True
+            outputs.handles, outputs.indices = rows.handle.take(plain).tolist(), rows.index.take(plain).tolist()
+            self._commit_tokens(plain, members, result, places[~of_beams], outputs)
+        if len(plain) < len(sampled):
+            self._commit_beams(sampled[of_beams].tolist(), places[of_beams].tolist(), result, outputs)
+
+    def _commit_beams(self, rows: list[int], places: list[int], result: StepResult, outputs: Collected) -> None:
+        """Pass logprobs on to the searches; those that have all of a turn's choose, and end if they are over."""
+        touched: dict[int, BeamRun] = {}
+        for row, place in zip(rows, places, strict=True):
+            sequence = self._rows.owner[row]
+            if sequence is not None and result.logprobs is not None:
+                run = touched[sequence.request.handle] = self._beams[sequence.request.handle]
+                run.arrive(sequence, result.logprobs, place)
+        for handle, run in touched.items():
+            if not run.complete or not run.advance():
+                continue
+            tokens, logprobs, ends = run.told()
+            outputs.handles += [handle] * len(tokens)
+            outputs.indices += [index for index, _ in tokens]
+            outputs.tokens += [token for _, token in tokens]
+            outputs.logprobs += logprobs
+            outputs.finished += ends
+            self._generated += len(tokens)
+            for sequence in run.group.open:
+                self._end(sequence)
 
     def _outputs(self, outputs: Collected) -> StepOutputs:
         started, self._started = self._started, []
@@ -412,14 +474,15 @@ class Scheduler:
         elif sequence.phase is Phase.RUNNING:
             if failed:
                 self.pool.forget(self._rows.pages(sequence.row))
-            else:
+            elif sequence.request.handle not in self._beams:  # beams' pages were indexed as they filled
                 self._settle_generated(sequence)
             self._leave_row(sequence)
         sequence.phase = Phase.ENDED
-        if sequence.index == 0:
+        if sequence.index == 0 and sequence.request.handle not in self._beams:
             self._orphan(group)
         if not group.open:
             del self._groups[sequence.request.handle]
+            self._beams.pop(sequence.request.handle, None)
 
     def _leave_row(self, sequence: Sequence) -> None:
         row = sequence.row

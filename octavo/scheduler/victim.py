@@ -14,16 +14,18 @@ from octavo.scheduler.sequence import Sequence
 def choose_victim(running: Many[Sequence], rows: Rows, pool: PagePool, pages_needed: int) -> Sequence:
     """The victim among `running`, which is in order of service.
 
-    The first in order is never chosen, so the work always comes to an end. Among those of the lowest urgency, the cost
-    is the tokens to compute again (pages that others hold stay, and will be found) for each page that is gained and
-    needed; of equals, the last to arrive.
+    The first in order is never chosen, nor another beam of its search, so the work always comes to an end. Among those
+    of the lowest urgency, the cost is the tokens to compute again (pages that others hold stay, and will be found) for
+    each page that is gained and needed; of equals, the last to arrive.
 
     Raises:
         RuntimeError: there is nobody but the first, who alone must always fit.
     """
-    if len(running) < 2:
+    first = running[0].request
+    others = [sequence for sequence in running[1:] if sequence.request is not first or not first.params.use_beam_search]
+    if not others:
         raise RuntimeError("the pool has no page for the only sequence that runs")
-    lowest = running[-1].key[0]
+    lowest = others[-1].key[0]
 
     def cost(sequence: Sequence) -> tuple[float, tuple[float, ...]]:
         row = sequence.row
@@ -34,4 +36,4 @@ def choose_victim(running: Many[Sequence], rows: Rows, pool: PagePool, pages_nee
         useful = min(gained, pages_needed)
         return (lost / useful if useful else float("inf"), tuple(-part for part in sequence.key))
 
-    return min((sequence for sequence in running[1:] if sequence.key[0] == lowest), key=cost)
+    return min((sequence for sequence in others if sequence.key[0] == lowest), key=cost)
