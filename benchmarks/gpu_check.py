@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from octavo import LLM, SamplingParams
 from octavo.bench.offline import run_workload
+from octavo.bench.profile import profile
 from octavo.bench.record import environment
 from octavo.bench.workloads import WORKLOADS, BenchRequest, fixed
 from tests.tiny_models import make_tiny_llama
@@ -119,7 +120,7 @@ def agreement(first: list[list[int]], second: list[list[int]]) -> float:
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
-def bench(names: list[str], repeat: int) -> dict[str, Any]:
+def bench(names: list[str], repeat: int, profiled: dict[str, int]) -> dict[str, Any]:
     """Seconds of each workload, and of the start."""
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -136,6 +137,10 @@ def bench(names: list[str], repeat: int) -> dict[str, Any]:
             rows = [run(llm, requests, f"{name}-{i}") for i in range(repeat)]
             out[name] = sorted(rows, key=lambda row: row["s"])[len(rows) // 2] | {"all_s": [row["s"] for row in rows]}
             print(name, json.dumps(out[name]), flush=True)
+        for name, count in profiled.items():
+            requests = WORKLOADS[name]()[:count]
+            out[f"profile {name}[:{count}]"] = split = profile(lambda r=requests, n=name: run(llm, r, f"profile-{n}"))
+            print(name, json.dumps(split["ms"]), *(str(kernel) for kernel in split["kernels"]), sep="\n  ", flush=True)
         llm.close()
     gc.collect()
     torch.cuda.empty_cache()
@@ -164,14 +169,16 @@ def main() -> None:
     parser.add_argument("--only", choices=["check", "bench"])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
+    parser.add_argument("--profile", default="", help="workload:requests,..., run once more under the profiler")
     arguments = parser.parse_args()
+    profiled = {name: int(count) for name, _, count in (p.partition(":") for p in arguments.profile.split(",") if p)}
     record: dict[str, Any] = environment()
     record["command"] = "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:])
     if arguments.only != "bench":
         record["check"] = check()
         print(json.dumps(record["check"]), flush=True)
     if arguments.only != "check":
-        record["bench"] = bench(arguments.workloads.split(","), arguments.repeat)
+        record["bench"] = bench([w for w in arguments.workloads.split(",") if w], arguments.repeat, profiled)
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -175,7 +176,9 @@ class CudaRunner:
 
     def capture(self, report: Callable[[float], None]) -> None:
         """Capture decode steps of every size, the largest first, in one memory pool; compiles what they need."""
+        start = time.perf_counter()
         self._warm_up()
+        logger.info("kernels compiled or found in their cache: %.1f s", time.perf_counter() - start)
         if not self._use_graphs:
             return
         pool = torch.cuda.graph_pool_handle()
