@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
+import msgspec
+
 from octavo.config import EngineConfig
 from octavo.engine.client import ClientFactory, EngineClient, ProcessClient
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
-from octavo.errors import EngineDeadError, InvalidRequestError, OctavoError, OverloadedError, RequestFailedError
+from octavo.errors import (
+    DeadlineError,
+    EngineDeadError,
+    InvalidRequestError,
+    OctavoError,
+    OverloadedError,
+    RequestFailedError,
+    TooManyRequestsError,
+)
+from octavo.frontend.caller import CALLER, Caller
 from octavo.frontend.chat_template import user_strings
+from octavo.frontend.drain_rate import DrainRate
 from octavo.frontend.load import Frontend, load_frontend
 from octavo.frontend.sample import OpenRequest, Update
 from octavo.request import EngineRequest, EngineStats, RequestOutput, SamplingParams, StepOutputs
@@ -41,11 +55,14 @@ class UpdateStream:
         error: why the requests were lost, if they were.
     """
 
-    __slots__ = ("_llm", "_quiet", "_waiter", "error", "handles", "max_pending", "opened", "pending", "requests")
+    __slots__ = (
+        "_llm", "_quiet", "_timer", "_waiter", "error", "handles", "max_pending", "opened", "pending", "requests"
+    )  # fmt: skip
 
     def __init__(self, llm: AsyncLLM, requests: Sequence[EngineRequest], max_pending: int):
         self._llm = llm
         self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._quiet = False
         self.max_pending = max_pending
         self.requests = requests
@@ -109,8 +126,20 @@ class UpdateStream:
         self._llm.forget(self)
         self.wake()
 
+    def end_at(self, deadline: float) -> None:
+        """Fail with a `DeadlineError` if it is still open at a time, `time.monotonic()`."""
+        seconds = deadline - time.monotonic()
+        error = DeadlineError("The request took longer than it may.", fix="Ask for less, or allow more time.")
+        self._timer = self._llm.loop.call_later(max(0.0, seconds), self._expire, error)
+
+    def _expire(self, error: OctavoError) -> None:
+        if self.handles:
+            self.fail(error)
+
     def close(self) -> None:
         """Abort what is still open. The reader, if one waits, gets no more."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._llm.forget(self)
         self.wake()
 
@@ -174,7 +203,9 @@ class AsyncLLM:
         self._frontend: Frontend | None = None
         self._handles = itertools.count(1)
         self._streams: dict[int, UpdateStream] = {}
-        self._waiting: set[int] = set()  # handles that the engine has not begun with
+        self._waiting: dict[int, str] = {}  # handles that the engine has not begun with, and their tenants
+        self._waiting_of: Counter[str] = Counter()
+        self._drain_rate = DrainRate()
         self._handle_of: dict[str, int] = {}
         self._busy_since = 0.0
         self._state: State = "new"
@@ -362,21 +393,19 @@ class AsyncLLM:
             max_pending: updates that may wait for the reader; beyond it the requests fail.
 
         Raises:
-            OverloadedError: too many requests wait; none was sent.
+            OverloadedError: too many requests wait, or too many of this caller's; none was sent.
+            DeadlineError: the caller's time was up before.
             EngineDeadError: there is no engine.
             InvalidRequestError: a request id is in use.
         """
         if self._state != "ready":
             raise self._unavailable()
-        if len(self._waiting) + len(requests) > max(self._max_queued, 1):
-            raise OverloadedError(
-                f"{len(self._waiting)} requests wait already.",
-                retry_after=self._retry_after(),
-                fix="Try again later.",
-            )
+        caller = CALLER.get()
+        self._check_room(caller, len(requests))
         names = {request.request_id for request in requests}
         if len(names) < len(requests) or not names.isdisjoint(self._handle_of):
             raise InvalidRequestError("A request of that id is open.", fix="Choose another one.", param="request_id")
+        requests = [_on_behalf(caller, request) for request in requests]
         stream = UpdateStream(self, requests, max_pending)
         if not self._streams:
             self._busy_since = time.monotonic()
@@ -385,8 +414,30 @@ class AsyncLLM:
             stream.opened.append(self.frontend.outputs.add(request, prompt))
             self._streams[request.handle] = stream
             self._handle_of[request.request_id] = request.handle
-            self._waiting.add(request.handle)
+            self._waiting[request.handle] = request.tenant
+            self._waiting_of[request.tenant] += 1
+        if caller.deadline < math.inf:
+            stream.end_at(caller.deadline)
         return stream
+
+    def _check_room(self, caller: Caller, num_new: int) -> None:
+        now = time.monotonic()
+        if now >= caller.deadline:
+            raise DeadlineError("The request's time was up before it began.", fix="Allow it more time.")
+        num_waiting = len(self._waiting)
+        if num_waiting + num_new > max(self._max_queued, 1):
+            raise OverloadedError(
+                f"{num_waiting} requests wait already.",
+                retry_after=self._drain_rate.seconds_for(max(num_new, num_waiting // 8), now),
+                fix="Try again later.",
+            )
+        own = self._waiting_of[caller.tenant]
+        if caller.max_waiting is not None and own + num_new > caller.max_waiting:
+            raise TooManyRequestsError(
+                f"{own} requests of this key wait already.",
+                retry_after=self._drain_rate.seconds_for(max(num_new, own // 8), now),
+                fix="Try again later, with fewer at a time.",
+            )
 
     def forget(self, stream: UpdateStream) -> None:
         """Abort what is open of a stream, here and in the engine."""
@@ -412,21 +463,25 @@ class AsyncLLM:
             stream.close()
 
     def _drop(self, handle: int, request_id: str) -> None:
-        self._streams.pop(handle, None)
-        self._waiting.discard(handle)
+        if self._streams.pop(handle, None) is not None:
+            self._drain_rate.note(time.monotonic())
+        self._begun(handle)
         self._handle_of.pop(request_id, None)
 
-    def _retry_after(self) -> float:
-        """Seconds until the queue may have room: each step that is under way can admit a few."""
-        rate = max(1.0, self.stats.num_running / 10)
-        return min(30.0, max(1.0, len(self._waiting) / rate / 10))
+    def _begun(self, handle: int) -> None:
+        """The engine has taken a request up, or it ended before."""
+        tenant = self._waiting.pop(handle, None)
+        if tenant is not None:
+            self._waiting_of[tenant] -= 1
+            if not self._waiting_of[tenant]:
+                del self._waiting_of[tenant]
 
     # -- what the engine says ------------------------------------------------------------------------------------
 
     def on_outputs(self, step: StepOutputs) -> None:
         """One step of the engine: to text, and to whom it belongs."""
         for started in step.started:
-            self._waiting.discard(started.handle)
+            self._begun(started.handle)
         processed = self.frontend.outputs.process(step)
         streams = self._streams
         for update in processed.updates:
@@ -462,6 +517,12 @@ class AsyncLLM:
 def new_id() -> str:
     """A request id that nobody else has."""
     return uuid.uuid4().hex
+
+
+def _on_behalf(caller: Caller, request: EngineRequest) -> EngineRequest:
+    if not caller.tenant and not caller.cache_secret:
+        return request
+    return msgspec.structs.replace(request, tenant=caller.tenant, cache_salt=caller.salt(request.cache_salt))
 
 
 async def _off_loop(make: Callable[[], T], size: int) -> T:

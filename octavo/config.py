@@ -118,6 +118,22 @@ class ServerOptions:
     served_model_name: tuple[str, ...] = flag((), "Names clients may use for the model.", repeat=True)
     max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
     max_body_bytes: int = flag(32 << 20, "Larger request bodies get 413.", min=1024)
+    max_choices: int = flag(1024, "Most sequences one request may ask for: prompts times n.", min=1)
+    max_connections: int = flag(8192, "Most open connections; beyond it only probes are answered.", min=1)
+    max_queued_reqs_per_key: int | None = flag(
+        None,
+        "Waiting requests of one key above this get 429; default: with several keys, half the queue.",
+        min=1,
+    )
+    prefix_cache_isolation: Literal["auto", "key", "none"] = flag(
+        "auto", "key: requests of different keys share no cached pages. auto is key where there are several."
+    )
+    request_timeout: float = flag(3600.0, "Seconds a request may take before it ends with 504; 0 is any.", min=0.0)
+    read_timeout: float = flag(
+        30.0, "Seconds for a request's head; for its body so many and one more for each 4 KiB of it.", min=0.1
+    )
+    write_timeout: float = flag(60.0, "Seconds a client may leave what was sent to it unread.", min=0.1)
+    sse_keep_alive: float = flag(15.0, "Seconds without a token after which a stream gets a comment, or 0.", min=0.0)
     drain_timeout: float = flag(30.0, "Seconds that open requests may take to finish after SIGTERM.", min=0.0)
 
 

@@ -77,6 +77,20 @@ class OverloadedError(OctavoError):
         self.retry_after = retry_after
 
 
+class TooManyRequestsError(OverloadedError):
+    """One API key has too many requests waiting (HTTP 429); others still get in."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+
+
+class DeadlineError(OctavoError):
+    """A request took longer than it may (HTTP 504); it was ended."""
+
+    code = "deadline_exceeded"
+    status = 504
+
+
 class EngineDeadError(OctavoError):
     """The engine ended; open requests cannot be finished (HTTP 503)."""
 

@@ -11,9 +11,11 @@ from octavo import __version__
 from octavo.async_llm import AsyncLLM
 from octavo.config import ServerOptions
 from octavo.errors import EngineDeadError, ModelNotFoundError, OctavoError, OverloadedError
+from octavo.frontend.caller import CALLER, Caller
 from octavo.server.auth import PUBLIC, KeyRing, check_host, is_loopback, unauthorized
 from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
+from octavo.server.limits import check_shape, deadline_of
 from octavo.server.metrics import Metrics
 
 logger = logging.getLogger("octavo.server")
@@ -58,6 +60,7 @@ class App:
         if scope["type"] != "http":
             raise RuntimeError(f"Octavo serves HTTP, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
+        exchange.keep_alive = self.options.sse_keep_alive
         try:
             self._admit(exchange)
             await self._handler(exchange)(exchange)
@@ -80,12 +83,31 @@ class App:
 
     def _admit(self, exchange: Exchange) -> None:
         """Only exact public paths need no key. Without keys, names that are not ours are refused on loopback."""
-        headers = exchange.scope["headers"]
+        headers, tenant = exchange.scope["headers"], ""
         if not self.keys:
             if self._on_loopback:
                 check_host(headers, self._allowed_hosts)
-        elif exchange.path not in PUBLIC and self.keys.identify(headers) is None:
-            raise unauthorized()
+        elif exchange.path not in PUBLIC:
+            known = self.keys.identify(headers)
+            if known is None:
+                raise unauthorized()
+            tenant = known
+        if exchange.path in PUBLIC:
+            return
+        if exchange.scope.get("state", {}).get("crowded"):
+            raise OverloadedError("There are too many connections.", fix="Try again later, with fewer.")
+        CALLER.set(self._caller(exchange, tenant))
+
+    def _caller(self, exchange: Exchange, tenant: str) -> Caller:
+        options, several = self.options, len(self.keys) > 1
+        isolated = options.prefix_cache_isolation == "key" or (options.prefix_cache_isolation == "auto" and several)
+        share = max(1, self.llm.config.scheduler.max_num_queued_reqs // 2) if several else None
+        return Caller(
+            tenant=tenant,
+            cache_secret=tenant.encode() if isolated else b"",
+            deadline=deadline_of(exchange.headers, options.request_timeout),
+            max_waiting=options.max_queued_reqs_per_key or share,
+        )
 
     def _handler(self, exchange: Exchange) -> Handler:
         path = exchange.path
@@ -179,7 +201,7 @@ class App:
         if state in ("dead", "closed"):
             raise EngineDeadError("The engine has ended.", fix="Restart the server; its log says why.")
         if self._generation is None:
-            self._generation = Generation(self.llm, self.names)
+            self._generation = Generation(self.llm, self.names, self.options.max_choices)
         return self._generation
 
     async def _completions(self, exchange: Exchange) -> None:
@@ -193,7 +215,9 @@ class App:
     async def _body(self, exchange: Exchange) -> bytes:
         if self.draining:
             raise OverloadedError("The server is shutting down.", retry_after=5.0, fix="Try another one.")
-        return await exchange.body(self.options.max_body_bytes)
+        data = await exchange.body(self.options.max_body_bytes, self.options.read_timeout)
+        check_shape(data)
+        return data
 
 
 def build_app(llm: AsyncLLM, options: ServerOptions | None = None, keys: KeyRing | None = None) -> App:

@@ -16,6 +16,8 @@ from octavo.engine.info import EngineInfo
 from octavo.errors import InvalidRequestError, ModelNotFoundError, OctavoError
 from octavo.request import EngineRequest
 from octavo.server.http import ClientGoneError, Exchange, cancel, error_body, shown
+from octavo.server.keep_alive import KeepAlive
+from octavo.server.limits import check_choices
 from octavo.server.protocol import ChatBody, CompletionBody, GenerationBody, decode, decoder
 from octavo.server.render import ChatRendering, CompletionRendering, Rendering
 
@@ -30,10 +32,12 @@ class Generation:
 
     Args:
         names: of the model, the first of which is the proper one.
+        max_choices: most sequences of one request.
     """
 
-    def __init__(self, llm: AsyncLLM, names: tuple[str, ...]):
+    def __init__(self, llm: AsyncLLM, names: tuple[str, ...], max_choices: int = 1024):
         self._llm = llm
+        self._max_choices = max_choices
         self._names = names
         self._chat = decoder(ChatBody)
         self._completion = decoder(CompletionBody)
@@ -45,10 +49,13 @@ class Generation:
         body.check()
         model = self._model(body)
         prompts = body.prompts()
+        check_choices(len(prompts), body.best_of or body.n or 1, self._max_choices)
         silent = bool(body.echo) and body.max_tokens == 0
         changes: dict[str, Any] = {"logprobs": body.logprobs}
         if silent:
             changes["max_tokens"] = 1
+        if body.chooses:
+            changes |= {"n": body.best_of, "logprobs": body.logprobs or 0}
         if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
             changes["prompt_logprobs"] = body.logprobs
         params = body.params(**changes)
@@ -168,10 +175,12 @@ async def _stream(exchange: Exchange, stream: UpdateStream, rendering: Rendering
         opening = rendering.opening()
         if opening:
             await send({"type": "http.response.body", "body": opening, "more_body": True})
-        while updates := await stream.next():
-            body = rendering.chunks(updates)
-            if body:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+        with KeepAlive(send, exchange.keep_alive) as alive:
+            while updates := await stream.next():
+                body = rendering.chunks(updates)
+                if body:
+                    alive.quiet = False
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
         last = rendering.closing()
     except OctavoError as error:
         last = b"data: " + orjson.dumps(error_body(shown(error))) + b"\n\n"

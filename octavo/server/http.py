@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
@@ -18,10 +20,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[bytes, bytes]]
 
+_LINGER_SECONDS = 1.0
+_MOST_IGNORED = 4 << 20
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _TYPES |= {405: "invalid_request_error", 413: "invalid_request_error", 415: "invalid_request_error"}
-_TYPES |= {429: "rate_limit_error", 500: "server_error", 503: "overloaded_error"}
+_TYPES |= {408: "invalid_request_error", 414: "invalid_request_error", 431: "invalid_request_error"}
+_TYPES |= {429: "rate_limit_error", 500: "server_error", 503: "overloaded_error", 504: "timeout_error"}
+_BYTES_PER_SECOND = 4096  # a body that comes slower than this for long is not waited for
 
 
 class ClientGoneError(Exception):
@@ -44,9 +50,10 @@ class Exchange:
         request_id: the client's `x-request-id` if it is a decent one, else made up; every reply carries it.
         status: of the reply; 0 before it began.
         gone: the client has hung up.
+        keep_alive: seconds without an event after which a stream of events gets a comment; 0 is never.
     """
 
-    __slots__ = ("_receive", "gone", "headers", "method", "path", "request_id", "scope", "send", "status")
+    __slots__ = ("_receive", "gone", "headers", "keep_alive", "method", "path", "request_id", "scope", "send", "status")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send):
         self.scope = scope
@@ -58,35 +65,53 @@ class Exchange:
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.status = 0
         self.gone = False
+        self.keep_alive = 15.0
         self._receive = receive
 
-    async def body(self, limit: int) -> bytes:
+    async def body(self, limit: int, timeout: float = 30.0) -> bytes:
         """The request's body.
 
+        Args:
+            limit: bytes.
+            timeout: seconds it may take, beside one for each 4 KiB that have come.
+
         Raises:
-            HttpError: it is larger than `limit` bytes (413), or not said to be JSON (415).
+            HttpError: it is larger (413), comes too slowly (408), or is not said to be plain JSON (415).
             ClientGoneError: the client hung up while sending it.
         """
-        kind = self.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-        if kind != b"application/json" and not kind.endswith(b"+json"):
-            raise HttpError(415, "unsupported_media_type", "The body's type is not JSON.", fix=_CONTENT_TYPE_FIX)
+        self._check_type()
         length = self.headers.get(b"content-length", b"")
-        chunks, size = [], int(length) if length.isdigit() else 0
-        more = size <= limit
-        if more:
-            size = 0
+        if length.isdigit() and (len(length) > 18 or int(length) > limit):
+            raise _too_large(limit)
+        chunks: list[bytes] = []
+        size, more = 0, True
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
         while more:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout_at(begun + timeout + size / _BYTES_PER_SECOND):
+                    message = await self._receive()
+            except TimeoutError:
+                raise HttpError(
+                    408, "request_timeout", "The body did not come in time.", fix="Send it faster, or less of it."
+                ) from None
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise ClientGoneError
             chunks.append(message.get("body", b""))
             size += len(chunks[-1])
-            more = message.get("more_body", False) and size <= limit
-        if size > limit:
-            message_text = f"The body has more than {limit} bytes."
-            raise HttpError(413, "body_too_large", message_text, fix="Send less, or raise --max-body-bytes.")
+            more = message.get("more_body", False)
+            if size > limit:
+                raise _too_large(limit)
         return b"".join(chunks)
+
+    def _check_type(self) -> None:
+        kind = self.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if kind != b"application/json" and not kind.endswith(b"+json"):
+            raise HttpError(415, "unsupported_media_type", "The body's type is not JSON.", fix=_CONTENT_TYPE_FIX)
+        if self.headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            message = "Compressed bodies are not taken."
+            raise HttpError(415, "unsupported_encoding", message, fix="Send it without Content-Encoding.")
 
     async def wait_gone(self) -> None:
         """Return when the client has hung up. Only after `body`."""
@@ -111,8 +136,33 @@ class Exchange:
 
     async def error(self, error: OctavoError) -> None:
         """Answer with an error, if there still is somebody and nothing has been sent."""
-        if not self.gone and self.status == 0:
+        if self.gone or self.status:
+            return
+        if error.status not in (408, 413):
             await self.json(error.status, error_body(error), _error_headers(error))
+            return
+        body = orjson.dumps(error_body(error))
+        length = (b"content-length", b"%d" % len(body))
+        await self.start(error.status, b"application/json", [length, *_error_headers(error)])
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._linger()
+        await self.send({"type": "http.response.body", "body": b""})
+
+    async def _linger(self) -> None:
+        """Read on for a moment: closing with bytes unread would reset the connection and lose the reply."""
+        ignored = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while ignored < _MOST_IGNORED:
+                    message = await self._receive()
+                    ignored += len(message.get("body", b""))
+                    if not message.get("more_body"):
+                        return
+
+
+def _too_large(limit: int) -> HttpError:
+    message = f"The body has more than {limit} bytes."
+    return HttpError(413, "body_too_large", message, fix="Send less, or raise --max-body-bytes.")
 
 
 _CONTENT_TYPE_FIX = "Set the header Content-Type: application/json."
@@ -128,12 +178,13 @@ def error_body(error: OctavoError) -> dict[str, Any]:
 
 def _error_headers(error: OctavoError) -> list[tuple[bytes, bytes]]:
     if isinstance(error, OverloadedError):
-        return [(b"retry-after", b"%d" % max(1, round(error.retry_after)))]
+        after = b"%d" % max(1, math.ceil(error.retry_after))
+        return [(b"retry-after", after), (b"x-should-retry", b"true")]
     if isinstance(error, HttpError) and error.status == 405:
         return [(b"allow", error.allow.encode())]
     if error.status == 401:
         return [(b"www-authenticate", b"Bearer")]
-    if error.status == 413:
+    if error.status in (408, 413):
         return [(b"connection", b"close")]
     return []
 

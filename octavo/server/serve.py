@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import signal
 import socket
@@ -12,7 +13,6 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo.async_llm import AsyncLLM
 from octavo.config import EngineConfig, ServerOptions
@@ -22,6 +22,8 @@ from octavo.engine.phases import Progress
 from octavo.errors import ConfigError, OctavoError, OverloadedError
 from octavo.server.app import App, build_app
 from octavo.server.auth import KeyRing, is_loopback
+from octavo.server.connection import Connection
+from octavo.server.limits import ConnectionLimits, raise_descriptor_limit
 
 logger = logging.getLogger("octavo.server")
 
@@ -55,7 +57,8 @@ def serve(
     """
     keys = KeyRing.of(options)
     check_exposure(options, keys)
-    options = dataclasses.replace(options, api_key=())  # from here on there are hashes only
+    connections = raise_descriptor_limit(options.max_connections)
+    options = dataclasses.replace(options, api_key=(), max_connections=connections)  # of keys, only hashes stay
     listener = listen(options.host, options.port)
     with contextlib.closing(listener):
         server = _Server(config, options, keys, listener, on_ready, progress, client)
@@ -112,16 +115,6 @@ def url_of(listener: socket.socket, host: str) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, with small packets sent at once (a token is one)."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super().connection_made(transport)
-
-
 class _Uvicorn(uvicorn.Server):
     """Leaves signals to us."""
 
@@ -132,9 +125,10 @@ class _Uvicorn(uvicorn.Server):
 
 def uvicorn_config(app: App) -> uvicorn.Config:
     """Only what is used: no access log, no lifespan, no websockets, no headers that tell of us."""
+    connection: Any = functools.partial(Connection, limits=ConnectionLimits.of(app.options))
     return uvicorn.Config(
         app,
-        http=Protocol,
+        http=connection,
         ws="none",
         lifespan="off",
         log_config=None,
