@@ -131,8 +131,7 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or parameter is bad; nothing has run then.
         """
-        given = [prompts] if isinstance(prompts, Mapping) else prompts
-        many = [_unwrapped(prompt) for prompt in cast(Any, _as_list(cast(Any, given)))]
+        many = [_unwrapped(prompt) for prompt in _as_list([prompts] if isinstance(prompts, Mapping) else prompts)]
         chosen = [each.sampling_params() for each in _one_each(params, len(many), "params")]
         results = self.generate(many, chosen, use_tqdm=use_tqdm, cache_salt=cache_salt)
         tokenizer = self._frontend.tokenizer
@@ -218,11 +217,11 @@ class LLM:
         self.close()
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _as_list(prompts: Any) -> list[Any]:
     """One prompt or many → a list; a sequence of ids is one prompt."""
-    if isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], str | Sequence)):
-        return [cast(Prompt, prompts)]
-    return list(cast(Sequence[Prompt], prompts))
+    if isinstance(prompts, str) or (len(prompts) > 0 and not isinstance(prompts[0], str | Sequence | Mapping)):
+        return [prompts]
+    return list(prompts)
 
 
 def _unwrapped(prompt: Prompt | Mapping[str, Any]) -> Prompt:

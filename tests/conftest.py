@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,3 +28,15 @@ def smollm2_gguf() -> Path:
         return resolve("SmolLM2-135M-Instruct")
     except ModelNotFoundError as error:
         pytest.skip(f"the default model cannot be had here: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_transformers(smollm2_gguf: Path) -> Any:
+    """transformers' own dequantization of the same file, in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    return model.eval()

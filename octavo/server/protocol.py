@@ -17,6 +17,7 @@ Body = TypeVar("Body", bound="GenerationBody")
 
 _AT = re.compile(r" - at `(?:key` in `)?\$(.*?)`$")
 _MAX_PROMPTS = 1024
+_MAX_BEST_OF = 20
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -49,6 +50,9 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     allowed_token_ids: list[int] | None = None
     banned_token_ids: list[int] | None = None
     prompt_logprobs: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     priority: int | None = None
@@ -68,6 +72,8 @@ class GenerationBody(msgspec.Struct, kw_only=True):
         for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
             ids = getattr(self, name)
             values[name] = None if ids is None else tuple(ids)
+        if self.use_beam_search and self.temperature is None:
+            values["temperature"] = 0.0
         values["stop"] = (self.stop,) if isinstance(self.stop, str) else self.stop and tuple(self.stop)
         values.update(changes)
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
@@ -87,7 +93,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
 _SAMPLING = (
     "n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "max_tokens", "min_tokens", "seed", "include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
-    "logit_bias", "prompt_logprobs",
+    "logit_bias", "prompt_logprobs", "use_beam_search", "length_penalty", "early_stopping",
 )  # fmt: skip
 
 
@@ -128,8 +134,22 @@ class CompletionBody(GenerationBody, kw_only=True):
         super().check()
         if self.suffix:
             raise _unsupported("suffix", "is not supported", "Put it into the prompt.")
-        if (self.best_of or 1) > (self.n or 1):
-            raise _unsupported("best_of", "above n is not supported", "Send n and choose among the answers.")
+        if self.best_of is None:
+            return
+        if not max(1, self.n or 1) <= self.best_of <= _MAX_BEST_OF:
+            raise InvalidRequestError(
+                f"best_of cannot be {str(self.best_of)[:20]}: it is from n to {_MAX_BEST_OF}.",
+                fix="Choose one in that range.",
+                param="best_of",
+            )
+        if self.chooses and (self.stream or self.use_beam_search):
+            what = "a stream (the best is known at the end only)" if self.stream else "beam search (it finds the best)"
+            raise _unsupported("best_of", f"above n does not go with {what}", "Leave one of them out.")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether more answers are drawn than come back."""
+        return (self.best_of or 1) > (self.n or 1)
 
 
 class ChatBody(GenerationBody, kw_only=True):

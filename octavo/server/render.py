@@ -6,6 +6,7 @@ text as JSON; what comes after. Everything rarer goes through dicts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from octavo.frontend.sample import OpenRequest, Sample, Update
 from octavo.frontend.tokenizer import Tokenizer
 from octavo.request import TokenLogprobs
 from octavo.server.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
-from octavo.server.protocol import GenerationBody
+from octavo.server.protocol import CompletionBody, GenerationBody
 
 DONE = b"data: [DONE]\n\n"
 
@@ -145,12 +146,12 @@ class Rendering:
         """
         choices = []
         for request in self._opened:
-            for sample in request.samples:
+            for rank, sample in enumerate(self.chosen(request)):
                 if sample.finish_reason == "error":
                     raise RequestFailedError(sample.error or "The request failed.", fix="Send it again.")
-                index = self._first[request.handle] + sample.index
+                index = self._first[request.handle] + rank
                 choice = {"index": index, **self.message(sample), "logprobs": None}
-                if sample.logprobs is not None:
+                if sample.logprobs is not None and self.wants_logprobs:
                     choice["logprobs"] = self.whole_logprobs(index, sample)
                 choice |= {"finish_reason": sample.finish_reason, "stop_reason": sample.stop_reason}
                 if self._body.return_token_ids:
@@ -158,6 +159,10 @@ class Rendering:
                 choices.append(choice | self.choice_extras(request))
         envelope = {"id": self._envelope["id"], "object": self.kind, **self._envelope, "choices": choices}
         return envelope | {"usage": self.usage()} | self.extras()
+
+    def chosen(self, request: OpenRequest) -> Sequence[Sample]:
+        """The samples that come back, in the order of their choices."""
+        return request.samples
 
     def message(self, sample: Sample) -> dict[str, Any]:
         """The part of a choice that holds the text."""
@@ -280,6 +285,19 @@ class CompletionRendering(Rendering):
         """As of the base class."""
         return 0 if self._silent else super().num_generated(sample)
 
+    @property
+    def wants_logprobs(self) -> bool:
+        """As of the base class; with `best_of` the engine tells them for the choice alone."""
+        body = self._body
+        return super().wants_logprobs and isinstance(body, CompletionBody) and body.logprobs is not None
+
+    def chosen(self, request: OpenRequest) -> Sequence[Sample]:
+        """With `best_of`: those with the highest logprob per token, the best first."""
+        body, samples = self._body, request.samples
+        if not (isinstance(body, CompletionBody) and body.chooses) or any(s.finish_reason == "error" for s in samples):
+            return samples
+        return sorted(samples, key=_mean_logprob, reverse=True)[: self.n]
+
     def message(self, sample: Sample) -> dict[str, Any]:
         """As of the base class."""
         text = "" if self._silent else sample.text
@@ -296,3 +314,8 @@ class CompletionRendering(Rendering):
     def choice_extras(self, request: OpenRequest) -> dict[str, Any]:
         """As of the base class."""
         return self.prompt_fields(request)
+
+
+def _mean_logprob(sample: Sample) -> float:
+    entries = sample.logprobs or []
+    return sum(entry.logprob for entry in entries) / len(entries) if entries else -math.inf

@@ -43,23 +43,14 @@ def real_prompts(tokenizer: Any) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def oracle(smollm2_gguf: Path) -> Iterator[torch.nn.Module]:
-    """transformers' own dequantization of the same file, in float32."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32, attn_implementation="sdpa"
-    )
-    yield model.eval()
-
-
-@pytest.fixture(scope="module")
 def float_llm(smollm2_gguf: Path) -> Iterator[LLM]:
     with LLM(str(smollm2_gguf), quantization="none", max_model_len=2048) as llm:
         yield llm
 
 
-def test_greedy_tokens_and_prompt_logprobs_equal_transformers(float_llm: LLM, oracle: torch.nn.Module) -> None:
+def test_greedy_tokens_and_prompt_logprobs_equal_transformers(
+    float_llm: LLM, smollm2_transformers: torch.nn.Module
+) -> None:
     """All 32 prompts in one batch. A forward pass over prompt and output shows every greedy choice at once."""
     prompts = real_prompts(float_llm.tokenizer)
     assert len(prompts) == 32
@@ -69,7 +60,7 @@ def test_greedy_tokens_and_prompt_logprobs_equal_transformers(float_llm: LLM, or
         output = result.outputs[0]
         ids = torch.tensor([prompt + output.token_ids])
         with torch.inference_mode():
-            logprobs = oracle(ids).logits[0].log_softmax(-1)
+            logprobs = smollm2_transformers(ids).logits[0].log_softmax(-1)
         expected = logprobs[len(prompt) - 1 : -1].argmax(-1).tolist()
         assert output.token_ids == expected, f"prompt of {len(prompt)} tokens"
         theirs = logprobs[:-1].gather(1, ids[0, 1:, None])[:, 0]
@@ -80,7 +71,7 @@ def test_greedy_tokens_and_prompt_logprobs_equal_transformers(float_llm: LLM, or
         torch.testing.assert_close(torch.tensor(ours), theirs, rtol=0, atol=1e-3)
 
 
-def test_int8_stays_close_and_readable(smollm2_gguf: Path, oracle: torch.nn.Module) -> None:
+def test_int8_stays_close_and_readable(smollm2_gguf: Path, smollm2_transformers: torch.nn.Module) -> None:
     """The int8 path: mean error of a prompt token's logprob at most 0.1, top choice the same 9 times in 10."""
     with LLM(str(smollm2_gguf), quantization="gguf", max_model_len=2048) as llm:
         prompts = real_prompts(llm.tokenizer)[16:29]
@@ -94,7 +85,7 @@ def test_int8_stays_close_and_readable(smollm2_gguf: Path, oracle: torch.nn.Modu
     errors, agreed, count = 0.0, 0, 0
     for prompt, result in zip(prompts, results, strict=True):
         with torch.inference_mode():
-            logprobs = oracle(torch.tensor([prompt])).logits[0].log_softmax(-1)
+            logprobs = smollm2_transformers(torch.tensor([prompt])).logits[0].log_softmax(-1)
         for position, entry in enumerate(result.prompt_logprobs or []):
             if entry is None:
                 continue
