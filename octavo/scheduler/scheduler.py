@@ -476,6 +476,8 @@ class Scheduler:
                 self.pool.forget(self._rows.pages(sequence.row))
             elif sequence.request.handle not in self._beams:  # beams' pages were indexed as they filled
                 self._settle_generated(sequence)
+            generated = int(self._rows.known[sequence.row]) - sequence.num_prompt
+            self._queue.charge(sequence.request.tenant, generated)
             self._leave_row(sequence)
         sequence.phase = Phase.ENDED
         if sequence.index == 0 and sequence.request.handle not in self._beams:

@@ -401,7 +401,8 @@ def test_aborted_requests_leave_nothing_in_the_queue() -> None:
         scheduler.add(EngineRequest(handle=handle, request_id="", prompt_token_ids=[1] * 9, params=params))
         if handle:  # the head waits for ever
             scheduler.abort(handle)
-    assert len(scheduler._queue._heap) < 100 and scheduler.stats().num_waiting == 1
+    (line,) = scheduler._queue._lines.values()
+    assert len(line.heap) < 100 and len(scheduler._queue._order) < 100 and scheduler.stats().num_waiting == 1
     plan = scheduler.plan()
     assert plan is not None and len(plan.rows) == 1
     scheduler.abort(0)

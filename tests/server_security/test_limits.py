@@ -395,3 +395,32 @@ def test_a_stream_that_speaks_gets_none(start_server, seconds):
     options = ServerOptions(port=0, sse_keep_alive=seconds)
     with start_server(sim=SimOptions(step_seconds=0.05), options=options) as running:
         assert b"keep-alive" not in running.raw_stream(COMPLETIONS, prompt="ab", max_tokens=25)
+
+
+def test_one_key_with_hundreds_of_requests_delays_anothers_by_about_one_request(start_server):
+    """Two at a time, 10 steps of 10 ms each: in turn, the last of 300 would wait for 15 seconds."""
+    options = ServerOptions(port=0, api_key=("many", "one"))
+    with start_server(sim=SimOptions(step_seconds=0.01), options=options, max_num_seqs=2) as running:
+
+        async def main():
+            async with httpx.AsyncClient(
+                base_url=running.url, verify=NO_TLS, timeout=60, limits=httpx.Limits(max_connections=None)
+            ) as client:
+
+                def ask(key):
+                    body = {"prompt": "abcd", "max_tokens": 10}
+                    return asyncio.create_task(client.post(COMPLETIONS, json=body, headers={"x-api-key": key}))
+
+                flood = [ask("many") for _ in range(300)]
+                while running.llm.num_open < 250:
+                    await asyncio.sleep(0.02)
+                start = time.monotonic()
+                assert (await ask("one")).status_code == 200
+                seconds = time.monotonic() - start
+                still_waiting = running.llm.stats.num_waiting
+                for task in flood:
+                    task.cancel()
+                return seconds, still_waiting
+
+        seconds, still_waiting = asyncio.run(main())
+        assert still_waiting > 100 and seconds < 1.0  # its own 0.1, one other's 0.1, and a busy machine
