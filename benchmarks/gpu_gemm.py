@@ -10,6 +10,8 @@ weights' bytes at the card's measured read rate. The best tuning of each shape i
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -22,6 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from octavo.bench.record import environment
+from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
+from octavo.kernels.triton.rms_norm import add_rms_norm
+from octavo.kernels.triton.rope_and_cache import rope_and_cache
+from octavo.kernels.triton.silu_and_mul import silu_and_mul
 from octavo.kernels.triton.skinny_linear import SplitSpace, Tuning, skinny_linear
 
 SHAPES = {
@@ -43,6 +49,9 @@ def tunings() -> list[Tuning]:
     ]
 
 
+TUNINGS = {str(tuning): tuning for tuning in tunings()}
+
+
 def compile_share(rows: list[int], index: int, count: int) -> None:
     """Compile every count-th tuning, so that the cache has it."""
     device = torch.device("cuda")
@@ -50,10 +59,8 @@ def compile_share(rows: list[int], index: int, count: int) -> None:
     weight = torch.zeros(4096, 4096, dtype=torch.bfloat16, device=device)
     for number, (tuning, m) in enumerate(itertools.product(tunings(), rows)):
         if number % count == index:
-            try:
+            with contextlib.suppress(Exception):  # too much shared memory, say
                 skinny_linear(weight[:m], weight, tuning=tuning, space=space)
-            except Exception as error:  # too much shared memory, say
-                print("not compiled:", tuning, str(error)[:80], flush=True)
     torch.cuda.synchronize()
 
 
@@ -104,12 +111,86 @@ def measure(rows: list[int]) -> dict[str, Any]:
                     took = graph_us(lambda w, x=x, t=tuning: skinny_linear(x, w, tuning=t, space=space), weights)
                     tried.append((took, wrong, str(tuning)))
                 except Exception as error:
-                    print(name, m, tuning, str(error)[:100], flush=True)
+                    print(name, m, tuning, str(error)[:60], flush=True)
             tried.sort()
             entry["skinny"] = tried[:6]
             out[f"{name}-{m}"] = entry
-            print(name, m, {k: v for k, v in entry.items() if k != "skinny"}, tried[:3], flush=True)
+            best = [(round(us, 1), t.removeprefix("Tuning")) for us, _, t in tried[:3]]
+            print(name, m, f"{entry['floor_us']:.1f} {entry['cublas_us']:.1f}", best, flush=True)
         del weights
+    return out
+
+
+LAYERS = 6
+VARIANTS: dict[str, tuple[bool, bool, int]] = {  # skinny, pdl, bytes of each row to prefetch
+    "cublas": (False, False, 0),
+    "cublas, early start": (False, True, 0),
+    "skinny": (True, False, 0),
+    "skinny, early start": (True, True, 0),
+    "skinny, early start, prefetch 256": (True, True, 256),
+    "skinny, early start, prefetch 512": (True, True, 512),
+    "skinny, early start, prefetch 1024": (True, True, 1024),
+    "skinny, early start, prefetch 2048": (True, True, 2048),
+}
+
+
+def chain(best: dict[str, Tuning], m: int) -> dict[str, float]:
+    """Microseconds of one layer of a decode step with 300 keys a row, of each variant."""
+    device = torch.device("cuda")
+    weights = [
+        {name: torch.randn(*SHAPES[name], device=device).bfloat16() * 0.02 for name in ("qkv", "o", "gate_up", "down")}
+        for _ in range(LAYERS)
+    ]
+    norm = torch.ones(4096, device=device).bfloat16()
+    caches = [torch.randn(m * 8, 8, 64, 128, device=device).bfloat16() for _ in range(2)]
+    table = torch.arange(m * 8, device=device, dtype=torch.int32).view(m, 8)
+    lengths = torch.full((m,), 300, device=device, dtype=torch.int32)
+    starts = torch.arange(m + 1, device=device, dtype=torch.int32)
+    positions, slots = lengths - 1, table[:, 4].long() * 64 + 43
+    cos_sin = torch.randn(1024, 128, device=device)
+    decode = PagedDecode(
+        num_kv_heads=8, group=4, head_dim=128, page_size=64, max_rows=m, device=device, **decode_tuning(m)
+    )
+    space = SplitSpace(device)
+    out: dict[str, float] = {}
+    for name, (skinny, pdl, prefetch) in VARIANTS.items():
+
+        def product(x: torch.Tensor, which: str, layer: Any, skinny=skinny, pdl=pdl, prefetch=prefetch) -> torch.Tensor:
+            if not skinny:
+                return torch.nn.functional.linear(x, layer[which])
+            tuning = dataclasses.replace(best[which], prefetch=prefetch)
+            return skinny_linear(x, layer[which], tuning=tuning, space=space, pdl=pdl)
+
+        def step(pdl=pdl, product=product) -> None:
+            x = torch.zeros(m, 4096, device=device, dtype=torch.bfloat16)
+            residual = torch.ones_like(x)
+            decode.plan(lengths, starts)
+            for layer in weights:
+                x, residual = add_rms_norm(x, residual, norm, 1e-5, pdl=pdl)
+                qkv = product(x, "qkv", layer)
+                q = rope_and_cache(qkv, cos_sin, positions, slots, *caches, 32, 8, 128, pdl=pdl)
+                attended = torch.empty_like(q)
+                decode(q, *caches, table, lengths, starts, 0.1, attended, pdl=pdl)
+                x = product(attended.view(m, 4096), "o", layer)
+                x, residual = add_rms_norm(x, residual, norm, 1e-5, pdl=pdl)
+                x = product(silu_and_mul(product(x, "gate_up", layer), pdl=pdl), "down", layer)
+
+        step()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(4):
+                step()
+        took = []
+        for _ in range(8):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            took.append(start.elapsed_time(end) * 1e3 / (4 * LAYERS))
+        out[name] = min(took)
+        print(f"a layer, {m} rows, {name}: {out[name]:.1f} us", flush=True)
     return out
 
 
@@ -128,6 +209,12 @@ def main() -> None:
         child.join()
     record = environment() | {"command": "python benchmarks/gpu_gemm.py " + " ".join(sys.argv[1:])}
     record["gemm"] = measure(rows)
+    record["layer_us"] = {}
+    for m in rows:
+        best = {
+            name: TUNINGS[record["gemm"][f"{name}-{m}"]["skinny"][0][2]] for name in ("qkv", "o", "gate_up", "down")
+        }
+        record["layer_us"][str(m)] = chain(best, m)
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -40,8 +40,8 @@ class ModelOptions:
     )
     quantization: Literal["auto", "none", "int8", "int4", "gguf"] = flag(
         "auto",
-        "How matrices are held on a CPU: int8; int4 in blocks of 32; gguf keeps a file's 4-bit blocks and makes int8 of "
-        "the rest. auto is gguf for GGUF files, else none.",
+        "How matrices are held on a CPU: int8; int4 in blocks of 32; gguf keeps a file's 4-bit blocks and makes int8 "
+        "of the rest. auto is gguf for GGUF files, else none.",
     )
     max_model_len: int | None = flag(
         None,

@@ -11,8 +11,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [T, H] / sqrt(mean(x²) + eps) * weight [H]; the mean in float32."""
     if x.is_cuda:
         from octavo.kernels.triton import rms_norm as triton
+        from octavo.kernels.triton.launch import use_pdl
 
-        return triton.rms_norm(x, weight, eps)
+        return triton.rms_norm(x, weight, eps, pdl=use_pdl(x.device))
     if native.usable(x, weight):
         return native.rms_norm(x, None, weight, eps)
     values = x.float()
@@ -26,8 +27,9 @@ def add_rms_norm(
     """(rms_norm(x + residual), x + residual); `residual` may be overwritten."""
     if x.is_cuda:
         from octavo.kernels.triton import rms_norm as triton
+        from octavo.kernels.triton.launch import use_pdl
 
-        return triton.add_rms_norm(x, residual, weight, eps)
+        return triton.add_rms_norm(x, residual, weight, eps, pdl=use_pdl(x.device))
     if native.usable(x, residual, weight):
         return native.rms_norm(x, residual, weight, eps), residual
     total = x + residual

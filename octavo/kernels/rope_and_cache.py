@@ -32,10 +32,10 @@ def rope_and_cache(
     """
     if qkv.is_cuda:
         from octavo.kernels.triton import rope_and_cache as triton
+        from octavo.kernels.triton.launch import use_pdl
 
-        return triton.rope_and_cache(
-            qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, num_heads, num_kv_heads, head_dim
-        )
+        where = (cos_sin, positions, slot_mapping, k_cache, v_cache)
+        return triton.rope_and_cache(qkv, *where, num_heads, num_kv_heads, head_dim, pdl=use_pdl(qkv.device))
     if native.usable(qkv, cos_sin) and native.usable_caches(k_cache, v_cache):
         return native.rope_and_cache(
             qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, num_heads, num_kv_heads, head_dim

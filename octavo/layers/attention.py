@@ -26,8 +26,8 @@ class Attention:
         self.index = index
         self.scale = 1 / math.sqrt(self.head_dim)
 
-    def __call__(self, x: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
-        """x [T, hidden] → [T, hidden]."""
+    def __call__(self, x: torch.Tensor, batch: ForwardBatch, wanted: torch.Tensor | None = None) -> torch.Tensor:
+        """x [T, hidden] → [T, hidden], or [S, hidden] of the wanted tokens [S]."""
         k_cache, v_cache = batch.kv_caches[self.index]
         q = rope_and_cache(
             self.qkv(x),
@@ -41,4 +41,5 @@ class Attention:
             self.head_dim,
         )
         attended = batch.attend(q, k_cache, v_cache, batch.metadata, self.scale)
-        return self.out(attended.view(x.shape[0], self.num_heads * self.head_dim))
+        attended = attended.view(x.shape[0], self.num_heads * self.head_dim)
+        return self.out(attended if wanted is None else attended[wanted])

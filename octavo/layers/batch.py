@@ -22,6 +22,8 @@ class ForwardBatch:
         cos_sin: the rotary table, float32 [max_model_len, head_dim].
         kv_caches: per layer (keys, values), each [num_pages, num_kv_heads, page_size, head_dim].
         attend: the attention backend.
+        wanted: integers [S], the tokens whose hidden states will be read; None means all. What the last layer would
+            compute for the others beyond their keys and values is left out.
     """
 
     token_ids: torch.Tensor
@@ -29,3 +31,4 @@ class ForwardBatch:
     cos_sin: torch.Tensor
     kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]
     attend: Attend
+    wanted: torch.Tensor | None = None

@@ -23,10 +23,16 @@ class LlamaLayer:
         self.mlp = GatedMLP(config, ctx.at("mlp"))
 
     def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        batch: ForwardBatch,
+        wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x, residual = self.attn_norm(x, residual)
-        x = self.attn(x, batch)
+        x = self.attn(x, batch, wanted)
+        if wanted is not None:
+            residual = residual[wanted]
         x, residual = self.mlp_norm(x, residual)
         return self.mlp(x), residual
 
@@ -42,10 +48,11 @@ class Llama:
         self.head = OutputHead(config, ctx.at("lm_head"), self.embedding)
 
     def hidden_states(self, batch: ForwardBatch) -> torch.Tensor:
-        """[T, hidden], normed: what the head reads."""
+        """[T, hidden], normed: what the head reads; [S, hidden] if the batch says which S tokens are wanted."""
         x, residual = self.embedding(batch.token_ids), None
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x, residual = layer(x, residual, batch)
+        x, residual = self.layers[-1](x, residual, batch, batch.wanted)
         return self.norm(x, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

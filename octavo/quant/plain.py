@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from octavo.kernels.linear import linear
 from octavo.quant import LinearScheme
 
 
@@ -17,7 +18,7 @@ class PlainParams(NamedTuple):
 
 
 class Plain:
-    """`torch.nn.functional.linear`."""
+    """A plain product."""
 
     def make(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, device: torch.device, dtype: torch.dtype
@@ -25,7 +26,7 @@ class Plain:
         return PlainParams(weight.to(device, dtype), None if bias is None else bias.to(device, dtype))
 
     def apply(self, x: torch.Tensor, params: PlainParams) -> torch.Tensor:
-        return torch.nn.functional.linear(x, params.weight, params.bias)
+        return linear(x, params.weight, params.bias)
 
     def rows(self, ids: torch.Tensor, params: PlainParams) -> torch.Tensor:
         return torch.nn.functional.embedding(ids, params.weight)

@@ -17,6 +17,7 @@ import torch
 
 from octavo.attention import AttentionMetadata
 from octavo.kernels.triton.copy_pages import PageCopier
+from octavo.kernels.triton.launch import use_pdl
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
 from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend
 from octavo.kernels.triton.prepare_step import pack_step, packed_size, prepare_step, write_blocks
@@ -299,7 +300,7 @@ class CudaRunner:
         ) -> torch.Tensor:
             out = torch.empty_like(q)
             where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc)
-            decode(q, keys, values, *where, scale, out)
+            decode(q, keys, values, *where, scale, out, pdl=use_pdl(self._device))
             return out
 
         hidden = self._model.hidden_states(self._batch(metadata, attend))
@@ -329,11 +330,13 @@ class CudaRunner:
                 self._extend(q, keys, values, *where, device_tiles, scale, out)
             return out
 
-        hidden = self._model.hidden_states(self._batch(metadata, attend))
         places = buffers.samples[:, :sample]
-        logits = self._model.logits(hidden[places[2]])
-        if sample:
-            self._sample(logits, places)
+        wanted = None if plan.prompt_logprobs else places[2]
+        hidden = self._model.hidden_states(self._batch(metadata, attend, wanted))
+        if not sample:
+            return hidden, hidden
+        logits = self._model.logits(hidden[places[2]] if wanted is None else hidden)
+        self._sample(logits, places)
         return hidden, logits
 
     def _prepare(self, num_tokens: int, num_rows: int, max_query_len: int) -> AttentionMetadata:
@@ -361,9 +364,11 @@ class CudaRunner:
         )
         return metadata
 
-    def _batch(self, metadata: AttentionMetadata, attend: Callable[..., torch.Tensor]) -> ForwardBatch:
+    def _batch(
+        self, metadata: AttentionMetadata, attend: Callable[..., torch.Tensor], wanted: torch.Tensor | None = None
+    ) -> ForwardBatch:
         ids = self._buffers.token_ids[: len(metadata.positions)]
-        return ForwardBatch(ids, metadata, self._cos_sin, self._kv_caches, attend)
+        return ForwardBatch(ids, metadata, self._cos_sin, self._kv_caches, attend, wanted)
 
     def _decode_for(self, num_rows: int) -> PagedDecode:
         """Few rows are served best by few programs."""

@@ -131,8 +131,10 @@ class Runner:
                 values[destinations] = values[sources]
         return broken
 
-    def _hidden_states(self, token_ids: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
-        batch = ForwardBatch(token_ids, metadata, self._cos_sin, self._kv_caches, self._attend)
+    def _hidden_states(
+        self, token_ids: torch.Tensor, metadata: AttentionMetadata, wanted: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        batch = ForwardBatch(token_ids, metadata, self._cos_sin, self._kv_caches, self._attend, wanted)
         return self._model.hidden_states(batch)
 
     def _logits_of_all(self, token_ids: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
@@ -145,14 +147,15 @@ class Runner:
             self._rows.store_samples(plan.rows, sampled.tokens)
             failed = tuple(np.flatnonzero(sampled.failed.numpy()).tolist())
             return StepResult(plan.step, sampled.tokens.numpy(), logprobs=sampled.logprobs, failed=failed)
-        hidden = self._hidden_states(self._rows.token_ids(plan), self._rows.metadata(plan))
-        scored = tuple(self._score_prompt(plan, hidden, entry) for entry in plan.prompt_logprobs)
         chosen = np.flatnonzero(plan.sample)
+        last = torch.from_numpy(np.cumsum(plan.query_lens)[chosen] - 1)
+        wanted = None if plan.prompt_logprobs else last
+        hidden = self._hidden_states(self._rows.token_ids(plan), self._rows.metadata(plan), wanted)
+        scored = tuple(self._score_prompt(plan, hidden, entry) for entry in plan.prompt_logprobs)
         if len(chosen) == 0:
             return StepResult(plan.step, np.empty(0, np.int32), prompt_logprobs=scored)
-        last = torch.from_numpy(np.cumsum(plan.query_lens)[chosen] - 1)
         rows, positions = plan.rows[chosen], (plan.context_lens + plan.query_lens)[chosen]
-        sampled = self._sampler.sample(self._model.logits(hidden[last]), rows, positions)
+        sampled = self._sampler.sample(self._model.logits(hidden if wanted is last else hidden[last]), rows, positions)
         self._rows.store_samples(rows, sampled.tokens)
         return StepResult(
             plan.step,

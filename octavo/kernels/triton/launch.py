@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 
@@ -13,6 +15,12 @@ def row_warps(block: int) -> int:
 def pdl_options(pdl: bool) -> dict[str, bool]:
     """Launch options of programmatic dependent launch; AMD's compiler does not know the option at all."""
     return {"launch_pdl": True} if pdl else {}
+
+
+@functools.cache
+def use_pdl(device: torch.device) -> bool:
+    """Whether kernels should start before the one before them has ended: where the card can (sm_90 and newer)."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def pipeline_stages(hip: bool = torch.version.hip is not None) -> int:

@@ -98,6 +98,11 @@ class SplitSpace:
         self.partial = torch.empty(elements, dtype=torch.float32, device=device)
         self.arrivals = torch.zeros(tiles, dtype=torch.int32, device=device)
 
+    def holds(self, tiles: int, tuning: Tuning) -> bool:
+        """Whether a launch's partial sums fit."""
+        needed = tiles * tuning.split * tuning.block_n * MAX_ROWS
+        return needed <= self.partial.numel() and tiles <= self.arrivals.numel()
+
 
 def skinny_linear(
     x: torch.Tensor,
@@ -119,8 +124,11 @@ def skinny_linear(
     rows, columns = x.shape
     outputs = weight.shape[0]
     use = tuning or Tuning()
-    if rows > MAX_ROWS or (use.split > 1 and space is None):
-        raise ValueError(f"{rows} rows, at most {MAX_ROWS}; a split needs space")
+    tiles = triton.cdiv(outputs, use.block_n)
+    if rows > MAX_ROWS:
+        raise ValueError(f"{rows} rows, at most {MAX_ROWS}")
+    if use.split > 1 and (space is None or not space.holds(tiles, use)):
+        raise ValueError(f"a split in {use.split} of {outputs} outputs needs more space")
     y = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     if rows == 0:
         return y
@@ -128,7 +136,7 @@ def skinny_linear(
     share = triton.cdiv(blocks, use.split) * use.block_k
     even = outputs % use.block_n == 0 and columns % use.block_k == 0
     prefetch = use.prefetch if even and pdl and use.prefetch <= 2 * share else 0
-    skinny_linear_kernel[(triton.cdiv(outputs, use.block_n), use.split)](
+    skinny_linear_kernel[(tiles, use.split)](
         x, weight, bias, y, None if space is None else space.partial, None if space is None else space.arrivals,
         rows, outputs, columns, share, x.stride(0),
         BM=MAX_ROWS, BN=use.block_n, BK=use.block_k, SPLIT=use.split, EVEN=even, BIAS=bias is not None,

@@ -1,0 +1,45 @@
+"""x Wᵀ + b with plain weights: torch, and a kernel of our own for few rows where it was measured to be faster."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.skinny_linear import SplitSpace, Tuning
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [T, K], weight [N, K], bias [N] → [T, N]."""
+    if x.is_cuda and x.dtype == torch.bfloat16:
+        tuning = few_rows_tuning(*weight.shape, x.device) if len(x) <= 16 else None
+        if tuning is not None:
+            from octavo.kernels.triton.launch import use_pdl
+            from octavo.kernels.triton.skinny_linear import skinny_linear
+
+            space = _split_space(x.device) if tuning.split > 1 else None
+            return skinny_linear(x, weight, bias, tuning=tuning, space=space, pdl=use_pdl(x.device))
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+@functools.cache
+def few_rows_tuning(outputs: int, columns: int, device: torch.device) -> Tuning | None:
+    """How `skinny_linear` multiplies up to 16 rows by such a matrix on a Hopper card; None where cuBLAS does it.
+
+    From `benchmarks/results/gpu-gemm-h100.json`.
+    """
+    from octavo.kernels.triton.launch import use_pdl
+    from octavo.kernels.triton.skinny_linear import Tuning
+
+    if not use_pdl(device) or outputs % 16 or columns % 256:
+        return None
+    return Tuning(block_n=16, block_k=128, split=1, stages=8, warps=2, prefetch=512)
+
+
+@functools.cache
+def _split_space(device: torch.device) -> SplitSpace:
+    from octavo.kernels.triton.skinny_linear import SplitSpace
+
+    return SplitSpace(device)
