@@ -9,7 +9,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -38,7 +38,7 @@ from octavo.request import EngineRequest, EngineStats, RequestOutput, SamplingPa
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
-State = Literal["new", "loading", "ready", "hung", "dead", "closed"]
+State = Literal["new", "loading", "ready", "hung", "restarting", "dead", "closed"]
 T = TypeVar("T")
 
 HUNG_SECONDS = 30.0
@@ -209,6 +209,9 @@ class AsyncLLM:
         self._handle_of: dict[str, int] = {}
         self._busy_since = 0.0
         self._state: State = "new"
+        self._restarting = False
+        self.num_restarts = 0
+        self.hung_seconds = HUNG_SECONDS
         self.error: OctavoError | None = None
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -255,10 +258,12 @@ class AsyncLLM:
 
     @property
     def state(self) -> State:
-        """How things stand. "hung": there is work, and nothing has come of it for 30 seconds."""
+        """How things stand. "hung": there is work, and nothing has come of it for `hung_seconds`."""
+        if self._state == "ready" and self._restarting:
+            return "restarting"
         if self._state == "ready" and self._streams:
             last = max(self._client.progress_time, self._busy_since)
-            if time.monotonic() - last > HUNG_SECONDS:
+            if time.monotonic() - last > self.hung_seconds:
                 return "hung"
         return self._state
 
@@ -284,6 +289,8 @@ class AsyncLLM:
     def _unavailable(self) -> OctavoError:
         if isinstance(self.error, EngineDeadError):
             return EngineDeadError(self.error.message, fix=self.error.fix)
+        if self._restarting:
+            return OverloadedError("The engine is being started again.", retry_after=2.0, fix="Try again soon.")
         return EngineDeadError("The engine is not running.", fix="Start it first, or again.")
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -398,7 +405,7 @@ class AsyncLLM:
             EngineDeadError: there is no engine.
             InvalidRequestError: a request id is in use.
         """
-        if self._state != "ready":
+        if self._state != "ready" or self._restarting:
             raise self._unavailable()
         caller = CALLER.get()
         self._check_room(caller, len(requests))
@@ -507,6 +514,19 @@ class AsyncLLM:
         stream = self._streams.get(handle)
         if stream is not None:
             stream.fail(error)
+
+    def on_restarting(self, error: OctavoError, kept: Collection[int]) -> None:
+        """The engine died, and another one comes: what it had begun ends, what waited stays."""
+        self._restarting = True
+        self.num_restarts += 1
+        for stream in set(self._streams.values()):
+            if not stream.handles.issubset(kept):
+                stream.fail(error)
+
+    def on_restarted(self) -> None:
+        """There is an engine again."""
+        self._restarting = False
+        self._busy_since = time.monotonic()
 
     def on_dead(self, error: OctavoError) -> None:
         """The engine ended: so does every open request."""

@@ -134,6 +134,20 @@ class ServerOptions:
     )
     write_timeout: float = flag(60.0, "Seconds a client may leave what was sent to it unread.", min=0.1)
     sse_keep_alive: float = flag(15.0, "Seconds without a token after which a stream gets a comment, or 0.", min=0.0)
+    step_timeout: float = flag(
+        120.0,
+        "Seconds without a sign of the engine after which it is ended and started again (after a quarter of them, /ready "
+        "says hung); at least 3, or 0 to wait for ever.",
+        min=0.0,
+    )
+    max_engine_restarts: int = flag(
+        3, "Restarts of an engine within ten minutes; at one more death the server ends.", min=0
+    )
+    drain_delay: float = flag(
+        0.0,
+        "Seconds after SIGTERM in which /ready says 503 and requests are still taken: until no balancer sends any.",
+        min=0.0,
+    )
     drain_timeout: float = flag(30.0, "Seconds that open requests may take to finish after SIGTERM.", min=0.0)
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -53,6 +53,13 @@ class EngineListener(Protocol):
     def on_dead(self, error: OctavoError) -> None:
         """Told once, if the engine ends without having been asked to."""
 
+    def on_restarting(self, error: OctavoError, kept: Collection[int]) -> None:
+        """The engine has died of `error`, and the next one is on its way (`octavo.engine.restart`). Requests of the
+        handles in `kept` will be given to it; all others are lost. Until `on_restarted` none can be added."""
+
+    def on_restarted(self) -> None:
+        """The next engine is ready, and has what was kept."""
+
 
 class EngineClient(Protocol):
     """An engine behind a border. All methods are called on the event loop."""
@@ -69,6 +76,9 @@ class EngineClient(Protocol):
     @property
     def progress_time(self) -> float:
         """`time.monotonic()` of the last sign that the engine gets on with its work."""
+
+    def kill(self) -> None:
+        """End the engine at once; the listener is told of its death."""
 
     async def close(self) -> None:
         """End the engine and free everything. May be called again, and before `start` has returned."""
@@ -201,6 +211,7 @@ class ProcessClient:
         listener = self._listener
         if listener is None:
             return
+        self._remove_folder()  # both sides have the socket open: nobody needs its name any more
         if isinstance(message, Outputs):
             self._progress_time = time.monotonic()
             listener.on_outputs(message.step)
@@ -216,7 +227,6 @@ class ProcessClient:
             if self._ready is not None and not self._ready.done():
                 self._started = True  # from here on the listener is told of the end
                 self._progress_time = time.monotonic()
-                self._remove_folder()  # both sides have the socket open: nobody needs its name any more
                 self._ready.set_result(message.info)
         elif isinstance(message, StartupFailed):
             self._fail(_with_trace(message.failure.error(), message.trace))
@@ -263,6 +273,11 @@ class ProcessClient:
             self._ready.set_exception(error)
         elif self._started and self._listener is not None:
             self._listener.on_dead(error)
+
+    def kill(self) -> None:
+        """End the child at once, also one that is stopped; the listener is told of its death."""
+        if self._process is not None and not self._gone.is_set():
+            self._process.kill()
 
     async def close(self) -> None:
         """Ask the child to end, then make it; remove the socket's folder."""

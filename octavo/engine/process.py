@@ -78,6 +78,7 @@ def main(make_engine: EngineFactory) -> int:
     socket.set(zmq.RCVHWM, 0)
     socket.set(zmq.LINGER, _LINGER_MS)
     socket.connect(launch.endpoint)
+    _send(socket, StartupProgress("start the engine", 0.0))  # its name can go
     try:
         return _serve(launch.config, make_engine, socket)
     finally:

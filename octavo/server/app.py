@@ -30,14 +30,17 @@ class App:
     """An ASGI application over one `AsyncLLM`.
 
     Attributes:
-        draining: no new work is taken; what is open may finish.
+        draining: /ready says so; what is open may finish.
+        refusing: no new work is taken.
+        num_exchanges: requests that are being received or answered.
         keys: that open it; without any it is open to all who reach it.
     """
 
     def __init__(self, llm: AsyncLLM, options: ServerOptions, keys: KeyRing | None = None):
         self.llm = llm
         self.options = options
-        self.draining = False
+        self.draining = self.refusing = False
+        self.num_exchanges = 0
         self.metrics = Metrics()
         llm.on_end = self.metrics.ended
         self.keys = KeyRing.of(options) if keys is None else keys
@@ -61,6 +64,7 @@ class App:
             raise RuntimeError(f"Octavo serves HTTP, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
         exchange.keep_alive = self.options.sse_keep_alive
+        self.num_exchanges += 1
         try:
             self._admit(exchange)
             await self._handler(exchange)(exchange)
@@ -74,6 +78,7 @@ class App:
                 raise  # the reply has begun: the server closes the connection
             await self._refuse(exchange, shown(error))
         finally:
+            self.num_exchanges -= 1
             self.metrics.replied(_route_name(exchange.path), exchange.status)
 
     async def _refuse(self, exchange: Exchange, error: OctavoError) -> None:
@@ -127,9 +132,9 @@ class App:
 
     @property
     def status(self) -> str:
-        """ready, loading, draining, hung, dead or closed."""
+        """ready, loading, draining, hung, restarting, dead or closed."""
         state = self.llm.state
-        return "draining" if self.draining and state in ("ready", "hung") else state
+        return "draining" if self.draining and state in ("ready", "hung", "restarting") else state
 
     async def _live(self, exchange: Exchange) -> None:
         alive = self.llm.state != "dead"
@@ -198,6 +203,8 @@ class App:
         state = self.llm.state
         if state in ("new", "loading"):
             raise OverloadedError("The model is being loaded.", retry_after=2.0, fix="Try again when /ready says so.")
+        if state == "restarting":
+            raise OverloadedError("The engine is being started again.", retry_after=2.0, fix="Try again soon.")
         if state in ("dead", "closed"):
             raise EngineDeadError("The engine has ended.", fix="Restart the server; its log says why.")
         if self._generation is None:

@@ -19,6 +19,7 @@ from octavo.config import EngineConfig, ServerOptions
 from octavo.engine.client import ClientFactory, ProcessClient
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
+from octavo.engine.restart import RestartingClient, RestartPolicy
 from octavo.errors import ConfigError, OctavoError, OverloadedError
 from octavo.server.app import App, build_app
 from octavo.server.auth import KeyRing, is_loopback
@@ -47,8 +48,8 @@ def serve(
     """Serve a model over HTTP until SIGTERM, SIGINT or the engine's end; returns 0 after an orderly one.
 
     The port is open from the beginning: while the model is loading, /ready says so. After the first signal /ready
-    answers 503, new requests are refused, and open ones have `options.drain_timeout` seconds; a second signal ends
-    everything at once.
+    answers 503; `options.drain_delay` seconds later new requests are refused, and open ones have
+    `options.drain_timeout` seconds. A second signal ends everything at once. SIGHUP reads the file of keys again.
 
     Raises:
         ConfigError: the address needs a key, or cannot be listened on.
@@ -165,8 +166,10 @@ class _Server:
     async def run(self) -> int:
         """Load, serve, drain, close."""
         self._llm = AsyncLLM.of_config(
-            self._config, client=self._client, progress=self._progress, max_logprobs=self._options.max_logprobs
+            self._config, client=self._restarting, progress=self._progress, max_logprobs=self._options.max_logprobs
         )
+        if self._options.step_timeout:
+            self._llm.hung_seconds = self._options.step_timeout / 4
         app = build_app(self._llm, self._options, self._keys)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -183,6 +186,10 @@ class _Server:
         if failure is not None:
             raise failure
         return 0
+
+    def _restarting(self, config: EngineConfig) -> RestartingClient:
+        policy = RestartPolicy(self._options.max_engine_restarts, step_timeout=self._options.step_timeout)
+        return RestartingClient(lambda: self._client(config), policy)
 
     def _on_signal(self) -> None:
         self._signals += 1
@@ -218,9 +225,13 @@ class _Server:
     async def _drain(self, app: App) -> None:
         """Let open requests finish, for a while; a second signal cuts it short."""
         app.draining = True
-        first = self._signals
-        end = asyncio.get_running_loop().time() + self._options.drain_timeout
-        while self._llm.num_open and asyncio.get_running_loop().time() < end and self._signals == first:
+        first, now = self._signals, asyncio.get_running_loop().time
+        refuse_at = now() + self._options.drain_delay
+        while now() < refuse_at and self._signals == first:
+            await asyncio.sleep(_POLL_SECONDS)
+        app.refusing = True
+        end = now() + self._options.drain_timeout
+        while (self._llm.num_open or app.num_exchanges) and now() < end and self._signals == first:
             await asyncio.sleep(_POLL_SECONDS)
         if self._llm.num_open:
             logger.warning("%d requests did not finish in time and end with an error", self._llm.num_open)

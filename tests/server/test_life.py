@@ -251,8 +251,8 @@ def test_killing_the_server_leaves_no_engine(process_server):
     wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 1.0)
 
 
-def test_the_server_ends_with_a_status_of_its_own_when_its_engine_dies(process_server):
-    process, url = process_server(sim=SLOW)
+def test_the_server_ends_with_a_status_of_its_own_when_its_engine_dies_for_good(process_server):
+    process, url = process_server(sim=SLOW, options=ServerOptions(port=0, max_engine_restarts=0))
     (engine,) = engines_of(process)
     engine.kill()
     wait_for(lambda: httpx.get(url + "/ready").json()["status"] == "dead")
