@@ -131,6 +131,7 @@ def bench(names: list[str], repeat: int, profiled: dict[str, int]) -> dict[str, 
         out["phases"] = llm.info.startup
         out["memory"] = llm.info.memory
         print("start", round(out["startup_s"], 2), llm.info.startup, llm.info.memory, flush=True)
+        compilations = Compilations()
         run(llm, fixed(8, 64, 16, seed=99), "warm-up")
         for name in names:
             requests = WORKLOADS[name]()
@@ -141,6 +142,7 @@ def bench(names: list[str], repeat: int, profiled: dict[str, int]) -> dict[str, 
             requests = WORKLOADS[name]()[:count]
             out[f"profile {name}[:{count}]"] = split = profile(lambda r=requests, n=name: run(llm, r, f"profile-{n}"))
             print(name, json.dumps(split["ms"]), *(str(kernel) for kernel in split["kernels"]), sep="\n  ", flush=True)
+        out["kernels_compiled_after_ready"] = compilations.count
         llm.close()
     gc.collect()
     torch.cuda.empty_cache()
@@ -161,6 +163,20 @@ def run(llm: LLM, requests: list[BenchRequest], salt: str) -> dict[str, float]:
         "total_tps": (in_tokens + out_tokens) / seconds,
         "steps": llm.stats().num_steps - before,
     }
+
+
+class Compilations:
+    """Counts the kernels that Triton compiles."""
+
+    def __init__(self) -> None:
+        import triton
+
+        self.count = 0
+        triton.knobs.runtime.jit_post_compile_hook = self._compiled
+
+    def _compiled(self, **facts: Any) -> None:
+        self.count += 1
+        print("compiled:", facts.get("repr", "")[:120], flush=True)
 
 
 def main() -> None:

@@ -35,7 +35,9 @@ def few_rows_tuning(outputs: int, columns: int, device: torch.device) -> Tuning 
 
     if not use_pdl(device) or outputs % 16 or columns % 256:
         return None
-    return Tuning(block_n=16, block_k=128, split=1, stages=8, warps=2, prefetch=512)
+    if outputs % 64 == 0 and outputs >= 6144:
+        return Tuning(block_n=64, block_k=128, split=1, stages=4, warps=4, prefetch=0)
+    return Tuning(block_n=16, block_k=128, split=1, stages=8, warps=2, prefetch=0)
 
 
 @functools.cache

@@ -23,9 +23,11 @@ from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend
 from octavo.kernels.triton.prepare_step import pack_step, packed_size, prepare_step, write_blocks
 from octavo.kernels.triton.process_logits import process_logits
 from octavo.kernels.triton.sample import Sampler
+from octavo.kernels.triton.warm_up import compile_all, recorded
 from octavo.layers.batch import ForwardBatch
-from octavo.plan import Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
+from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.runner.failure import failed_result
+from octavo.runner.pooling import Pooler
 from octavo.runner.runner import Model, Pending
 from octavo.runner.sampler import logprobs_of
 from octavo.runner.sampling_tables import DeviceRows
@@ -71,6 +73,8 @@ class Launched:
     chosen: Int32Array
     logprobs: LogprobArrays | None
     scored: tuple[LogprobArrays, ...]
+    pooled: tuple[Float32Array, ...] = ()
+    unusable: tuple[int, ...] = ()
 
     def result(self) -> StepResult:
         """Wait for the copy to the host, not for the device."""
@@ -82,7 +86,8 @@ class Launched:
             self.host.tokens[:count].numpy().copy(),
             logprobs=self.logprobs,
             prompt_logprobs=self.scored,
-            failed=tuple(self.chosen[failed != 0].tolist()),
+            failed=tuple(sorted([*self.chosen[failed != 0].tolist(), *self.unusable])),
+            pooled=self.pooled,
         )
 
 
@@ -102,6 +107,14 @@ class HostOutputs:
     def __init__(self, count: int):
         self.tokens = torch.empty(count, dtype=torch.int32, pin_memory=True)
         self.failed = torch.empty(count, dtype=torch.int8, pin_memory=True)
+
+
+def _plan_of_nothing(singles: int, tokens: int) -> StepPlan:
+    """Rows of one token and one of `tokens`, in pages that nobody has yet."""
+    lengths = np.array([1] * singles + ([tokens] if tokens > 0 else []), np.int32)
+    rows = np.arange(len(lengths), dtype=np.int32)
+    every = np.ones(len(lengths), np.bool_)
+    return StepPlan(0, rows, lengths, np.zeros_like(lengths), every, every, np.zeros(int(lengths.sum()), np.int32))
 
 
 class StepBuffers:
@@ -167,19 +180,23 @@ class CudaRunner:
         self._use_graphs = graphs
         self._sizes: list[int] = []
         self._steps = 0
+        self._pooler = Pooler()
 
     # -- graphs ----------------------------------------------------------------------------------------------------
 
     def graph_sizes(self) -> list[int]:
         """Numbers of rows that decode steps are padded to."""
-        ladder = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16), *range(544, 1 << 16, 32)]
+        ladder = [1, 2, 4, 8, *range(16, 257, 16), *range(288, 513, 32), *range(576, 1 << 16, 64)]
         return [size for size in ladder if size < self._shape.max_num_seqs] + [self._shape.max_num_seqs]
 
     def capture(self, report: Callable[[float], None]) -> None:
         """Capture decode steps of every size, the largest first, in one memory pool; compiles what they need."""
         start = time.perf_counter()
-        self._warm_up()
-        logger.info("kernels compiled or found in their cache: %.1f s", time.perf_counter() - start)
+        with recorded() as launches:
+            self._run_each_path()
+        count = compile_all(launches)
+        self._run_each_path()
+        logger.info("%d kernels compiled or found in their cache: %.1f s", count, time.perf_counter() - start)
         if not self._use_graphs:
             return
         pool = torch.cuda.graph_pool_handle()
@@ -193,27 +210,21 @@ class CudaRunner:
         self._sizes = sizes[::-1]
         torch.cuda.synchronize()
 
-    def _warm_up(self) -> None:
-        """Run each path once on nothing, so that no kernel is compiled later."""
+    def _run_each_path(self) -> None:
+        """Run each path once on nothing: first to see which kernels there are, then so that all are loaded."""
+        shape, buffers = self._shape, self._buffers
         with torch.inference_mode():
-            for size in {1, min(16, self._shape.max_num_seqs), self._shape.max_num_seqs}:
+            for size in {1, min(FEW_ROWS + 1, shape.max_num_seqs), shape.max_num_seqs}:
                 self._decode_step(size)
-            tokens = min(64, self._shape.max_num_batched_tokens)
-            arange = np.arange(1, dtype=np.int32)
-            plan = StepPlan(
-                0,
-                arange,
-                np.array([tokens], np.int32),
-                np.zeros(1, np.int32),
-                np.ones(1, np.bool_),
-                np.ones(1, np.bool_),
-                np.zeros(tokens, np.int32),
-            )
-            self._pack(plan, self._buffers.host_packed[0])
-            self._buffers.packed.copy_(self._buffers.host_packed[0])
-            self._mixed_step(plan)
+            for singles in {1, min(FEW_ROWS, shape.max_num_seqs - 1)}:
+                plan = _plan_of_nothing(singles, min(64, shape.max_num_batched_tokens - singles))
+                size = self._pack(plan, buffers.host_packed[0])
+                buffers.packed[:size].copy_(buffers.host_packed[0][:size])
+                write_blocks(buffers.packed, buffers.block_table)
+                self._mixed_step(plan)
+            self._copy_pages(torch.zeros(1, 2, dtype=torch.int32, device=self._device))
         torch.cuda.synchronize()
-        self._buffers.packed.zero_()
+        buffers.packed.zero_()
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
@@ -242,15 +253,19 @@ class CudaRunner:
         padded = self._graph_size(count) if decodes else count
         self._send_samples(plan, chosen, padded, buffers.host_samples[slot])
         scored: tuple[LogprobArrays, ...] = ()
+        pooled: tuple[Float32Array, ...] = ()
+        unusable: tuple[int, ...] = ()
+        self._pooler.forget(plan)
         if decodes and padded in self._graphs:
             graph, logits = self._graphs[padded]
             graph.replay()
         else:
             hidden, logits = self._mixed_step(plan, sample=count)
             scored = tuple(self._score(plan, hidden, entry) for entry in plan.prompt_logprobs)
+            pooled, unusable = self._pooler.pool(plan, hidden)  # waits for the device, as logprobs do
         logprobs = self._top_logprobs(plan, chosen, logits)
         host = buffers.host_outputs[slot]
-        return Launched(plan, self._fetch(host, count), host, chosen, logprobs, scored)
+        return Launched(plan, self._fetch(host, count), host, chosen, logprobs, scored, pooled, unusable)
 
     def close(self) -> None:
         """Wait for the device and let go of its memory."""
@@ -325,13 +340,13 @@ class CudaRunner:
             out = torch.empty_like(q)
             where = (buffers.batch_table[: len(plan.rows)], metadata.seq_lens, metadata.query_start_loc)
             if singles:
-                decode(q, keys, values, *where, scale, out)
+                decode(q, keys, values, *where, scale, out, pdl=use_pdl(self._device))
             if len(tiles):
                 self._extend(q, keys, values, *where, device_tiles, scale, out)
             return out
 
         places = buffers.samples[:, :sample]
-        wanted = None if plan.prompt_logprobs else places[2]
+        wanted = None if plan.prompt_logprobs or plan.pooling else places[2]
         hidden = self._model.hidden_states(self._batch(metadata, attend, wanted))
         if not sample:
             return hidden, hidden

@@ -15,6 +15,7 @@ from octavo.layers.batch import Attend, ForwardBatch
 from octavo.plan import LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.request import SamplingParams
 from octavo.runner.graphs import DecodeGraphs
+from octavo.runner.pooling import Pooler
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import Sampler, SamplerState, logprobs_of
 
@@ -76,6 +77,7 @@ class Runner:
         self._rows = RowTable(max_num_seqs, max_model_len, page_size)
         self._sampler = Sampler(SamplerState(max_num_seqs, vocab_size))
         self._graphs = DecodeGraphs(self._logits_of_all, self._rows) if record_decodes else None
+        self._pooler = Pooler()
         self._thread = ThreadPoolExecutor(1, "octavo-runner") if asynchronous else None
 
     def launch(self, plan: StepPlan) -> Future[StepResult]:
@@ -114,6 +116,7 @@ class Runner:
     def _apply(self, plan: StepPlan) -> set[int]:
         """Bring the rows up to date; returns rows whose parameters cannot be used, which fail alone."""
         self._rows.apply(plan)
+        self._pooler.forget(plan)
         for row in plan.free_rows.tolist():
             self._sampler.state.clear_row(row)
         broken = set()
@@ -149,11 +152,13 @@ class Runner:
             return StepResult(plan.step, sampled.tokens.numpy(), logprobs=sampled.logprobs, failed=failed)
         chosen = np.flatnonzero(plan.sample)
         last = torch.from_numpy(np.cumsum(plan.query_lens)[chosen] - 1)
-        wanted = None if plan.prompt_logprobs else last
+        wanted = None if plan.prompt_logprobs or plan.pooling else last
         hidden = self._hidden_states(self._rows.token_ids(plan), self._rows.metadata(plan), wanted)
         scored = tuple(self._score_prompt(plan, hidden, entry) for entry in plan.prompt_logprobs)
+        pooled, unusable = self._pooler.pool(plan, hidden)
         if len(chosen) == 0:
-            return StepResult(plan.step, np.empty(0, np.int32), prompt_logprobs=scored)
+            nothing = np.empty(0, np.int32)
+            return StepResult(plan.step, nothing, prompt_logprobs=scored, failed=unusable, pooled=pooled)
         rows, positions = plan.rows[chosen], (plan.context_lens + plan.query_lens)[chosen]
         sampled = self._sampler.sample(self._model.logits(hidden if wanted is last else hidden[last]), rows, positions)
         self._rows.store_samples(rows, sampled.tokens)
@@ -162,7 +167,8 @@ class Runner:
             sampled.tokens.numpy(),
             logprobs=sampled.logprobs,
             prompt_logprobs=scored,
-            failed=tuple(chosen[sampled.failed.numpy()].tolist()),
+            failed=tuple(sorted([*chosen[sampled.failed.numpy()].tolist(), *unusable])),
+            pooled=pooled,
         )
 
     def _score_prompt(self, plan: StepPlan, hidden: torch.Tensor, entry: PromptLogprobsPlan) -> LogprobArrays:

@@ -28,6 +28,8 @@ from octavo.kernels.triton.rms_norm import add_rms_norm, rms_norm_fp8
 from octavo.kernels.triton.rope_and_cache import rope_and_cache
 from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
+from octavo.kernels.triton.skinny_linear import SplitSpace, Tuning, skinny_linear
+from octavo.kernels.triton.warm_up import recorded
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -41,25 +43,20 @@ _TYPES = {
 }  # fmt: skip
 _OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
 
-Launch = tuple[JITFunction, dict[str, Any], dict[str, Any]]
+Compilable = tuple[JITFunction, dict[str, Any], dict[str, Any]]
 
 
-def record(calls: list[Callable[[], object]]) -> list[Launch]:
+def record(calls: list[Callable[[], object]]) -> list[Compilable]:
     """(kernel, arguments by name, compile options) of every launch that `calls` make."""
-    launches: list[Launch] = []
-
-    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
-        named = {k: v for k, v in kwargs.items() if k not in _OPTIONS}
-        launches.append((self, dict(zip(self.arg_names, args, strict=False)) | named, options))
-
-    original, JITFunction.run = JITFunction.run, run
-    try:
+    with recorded() as launches:
         for call in calls:
             call()
-    finally:
-        JITFunction.run = original
-    return launches
+    out: list[Compilable] = []
+    for kernel, _, args, kwargs in launches:
+        options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
+        named = {k: v for k, v in kwargs.items() if k not in _OPTIONS}
+        out.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | named, options))
+    return out
 
 
 def compile_launch(kernel: JITFunction, arguments: dict[str, Any], options: dict[str, Any], target: GPUTarget) -> Any:
@@ -126,6 +123,15 @@ def glue_calls(fp8: bool) -> list[Callable[[], object]]:
     return calls
 
 
+def product_calls(hopper: bool) -> list[Callable[[], object]]:
+    x, weight = torch.empty(4, 4096, dtype=torch.bfloat16), torch.empty(256, 4096, dtype=torch.bfloat16)
+    space, stages = SplitSpace(x.device), 4 if hopper else 2
+    return [
+        lambda: skinny_linear(x, weight, tuning=Tuning(16, 128, 1, stages, 2), pdl=hopper),
+        lambda: skinny_linear(x, weight, weight[0], tuning=Tuning(16, 128, 2, stages, 2), space=space),
+    ]
+
+
 def sample_calls(hip: bool = False) -> list[Callable[[], object]]:
     logits, ints = torch.empty(4, 128256, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.int32)
     tables, sampler = SamplingTables.empty(4, 128256, logits.device), Sampler(4, 128256, logits.device, hip=hip)
@@ -142,6 +148,7 @@ def main(name: str) -> None:
     calls = (
         attention_calls(False, num_stages=pipeline_stages(hip=target.backend == "hip"))
         + glue_calls(fp8)
+        + product_calls(name == "sm_90")
         + sample_calls()
     )
     for kernel, arguments, options in record(calls):

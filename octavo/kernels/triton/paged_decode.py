@@ -40,7 +40,7 @@ def row_units(
     return first, tiles, (tiles + UNIT - 1) // UNIT
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # one compiled kernel for any number
 def plan_kernel(
     plan, seq_lens, query_start_loc, num_rows, num_programs,
     HEADS: tl.constexpr, MAX_QUERY: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,

@@ -87,7 +87,7 @@ def write_blocks_kernel(packed, block_table, stride_table, BLOCK: tl.constexpr):
             tl.store(block_table + row * stride_table + start + i, values, mask=i < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens_padded"])  # one compiled kernel for any number
 def prepare_step_kernel(
     packed, block_table, last_token, ids, positions, slots, seq_lens, query_start_loc, batch_table,
     num_tokens_padded, stride_table, stride_batch, PAGE: tl.constexpr, BLOCK: tl.constexpr,

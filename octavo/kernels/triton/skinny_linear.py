@@ -32,7 +32,7 @@ def prefetch_rows(w, first_row, first_column, BN: tl.constexpr, K, BYTES: tl.con
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one compiled kernel for any number
 def skinny_linear_kernel(
     x, w, bias, y, partial, arrivals, M, N, K, share, stride_x,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,

@@ -1,0 +1,69 @@
+# mypy: allow-untyped-defs, allow-untyped-calls
+"""Compile kernels side by side before they are first launched, instead of one after the other when they are.
+
+Triton's compiler spends its time in LLVM and ptxas, outside the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from triton.runtime.jit import JITFunction
+
+
+class Launch(NamedTuple):
+    """A launch that was not made: the kernel, its grid, what it was called with."""
+
+    kernel: JITFunction[Any]
+    grid: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def key(self) -> tuple[Any, ...]:
+        """Equal for launches that one compiled kernel serves."""
+        values = (*self.args, *(self.kwargs[name] for name in sorted(self.kwargs)))
+        return (id(self.kernel), *(_kind(value) for value in values))
+
+
+def _kind(value: Any) -> Any:
+    """What Triton specializes a kernel for."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if -64 < value < 1025 else (value % 16 == 0, value.bit_length() > 31)
+    return value
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Inside, launches are noted instead of made."""
+    launches: list[Launch] = []
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append(Launch(self, grid, args, kwargs))
+
+    original = JITFunction.run
+    JITFunction.run = run
+    try:
+        yield launches
+    finally:
+        JITFunction.run = original
+
+
+def compile_all(launches: list[Launch], workers: int = 8) -> int:
+    """Compile what the launches need, or find it in Triton's cache; returns how many kernels that are."""
+    different = {launch.key(): launch for launch in launches}
+    for launch in different.values():
+        _ = launch.kernel.cache_key  # reads the sources, which is not made for several threads
+    with ThreadPoolExecutor(workers, "octavo-compile") as pool:
+        jobs = [
+            pool.submit(launch.kernel.warmup, *launch.args, grid=launch.grid, **launch.kwargs)
+            for launch in different.values()
+        ]
+        for job in jobs:
+            job.result()
+    return len(different)
