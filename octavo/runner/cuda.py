@@ -216,7 +216,7 @@ class CudaRunner:
         with torch.inference_mode():
             for size in {1, min(FEW_ROWS + 1, shape.max_num_seqs), shape.max_num_seqs}:
                 self._decode_step(size)
-            for singles in {1, min(FEW_ROWS, shape.max_num_seqs - 1)}:
+            for singles in {min(1, shape.max_num_seqs - 1), min(FEW_ROWS, shape.max_num_seqs - 1)}:
                 plan = _plan_of_nothing(singles, min(64, shape.max_num_batched_tokens - singles))
                 size = self._pack(plan, buffers.host_packed[0])
                 buffers.packed[:size].copy_(buffers.host_packed[0][:size])
