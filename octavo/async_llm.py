@@ -32,9 +32,17 @@ from octavo.errors import (
 from octavo.frontend.caller import CALLER, Caller
 from octavo.frontend.chat_template import user_strings
 from octavo.frontend.drain_rate import DrainRate
+from octavo.frontend.embedding import check_dimensions, embedding_output
 from octavo.frontend.load import Frontend, load_frontend
 from octavo.frontend.sample import OpenRequest, Update
-from octavo.request import EngineRequest, EngineStats, RequestOutput, SamplingParams, StepOutputs
+from octavo.request import (
+    EmbeddingRequestOutput,
+    EngineRequest,
+    EngineStats,
+    RequestOutput,
+    SamplingParams,
+    StepOutputs,
+)
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -385,6 +393,46 @@ class AsyncLLM:
             return inputs.chat(messages, params, request_id=request_id or new_id(), handle=handle, **options)
 
         return await _off_loop(make, sum(map(len, user_strings(messages))))
+
+    async def embedding_request(
+        self, prompt: Prompt, *, request_id: str | None = None, **options: Any
+    ) -> EngineRequest:
+        """A request that `submit` takes; `options` and errors as of `InputProcessor.embedding`."""
+        handle = next(self._handles)
+        inputs = self.frontend.inputs
+
+        def make() -> EngineRequest:
+            return inputs.embedding(prompt, request_id=request_id or new_id(), handle=handle, **options)
+
+        return await _off_loop(make, len(prompt))
+
+    async def embed(
+        self,
+        prompt: Prompt,
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> EmbeddingRequestOutput:
+        """The embedding of a text or of token ids.
+
+        Args:
+            dimensions, normalize: as of `LLM.embed`.
+            **options: `pooling`, `priority`, `cache_salt`, `add_special_tokens`.
+
+        Raises:
+            InvalidRequestError, OverloadedError, EngineDeadError: as of `generate`.
+            RequestFailedError: it is not finite.
+        """
+        check_dimensions(dimensions, self.info.hidden_size)
+        request = await self.embedding_request(prompt, request_id=request_id, **options)
+        stream = self.submit([request], [prompt if isinstance(prompt, str) else None])
+        try:
+            await stream.finish()
+        finally:
+            stream.close()
+        return embedding_output(stream.opened[0], dimensions, normalize)
 
     def submit(
         self,

@@ -6,17 +6,26 @@ import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from octavo.config import EngineConfig
 from octavo.engine.core import Engine
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
 from octavo.errors import InvalidRequestError
+from octavo.frontend.embedding import check_dimensions, embedding_output
 from octavo.frontend.load import load_frontend
-from octavo.frontend.sample import Update
+from octavo.frontend.sample import OpenRequest, Update
 from octavo.progress import BatchProgress
-from octavo.request import BeamSearchOutput, BeamSearchParams, EngineRequest, EngineStats, RequestOutput, SamplingParams
+from octavo.request import (
+    BeamSearchOutput,
+    BeamSearchParams,
+    EmbeddingRequestOutput,
+    EngineRequest,
+    EngineStats,
+    RequestOutput,
+    SamplingParams,
+)
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -143,6 +152,41 @@ class LLM:
             outputs.append(BeamSearchOutput.of(result, prompt, each.length_penalty))
         return outputs
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        pooling: Literal["last", "mean"] = "last",
+        dimensions: int | None = None,
+        normalize: bool = True,
+        use_tqdm: bool = True,
+        cache_salt: str = "",
+    ) -> list[EmbeddingRequestOutput]:
+        """Embed one prompt or many: the model's hidden states after its final norm, as one vector each.
+
+        Args:
+            prompts: text or token ids, one or a sequence of them.
+            pooling: the last token's state, or the mean over all tokens (which cannot use cached prefixes).
+            dimensions: keep the first so many.
+            normalize: scale to length one, after the cut.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is bad; nothing has run then.
+            RequestFailedError: an embedding is not finite.
+        """
+        check_dimensions(dimensions, self.info.hidden_size)
+        many = _as_list(prompts)
+        requests = [
+            self._frontend.inputs.embedding(
+                prompt, request_id=str(handle), handle=handle, pooling=pooling, cache_salt=cache_salt
+            )
+            for prompt, handle in zip(many, self._handles, strict=False)
+        ]
+        texts = [prompt if isinstance(prompt, str) else None for prompt in many]
+        return [
+            embedding_output(opened, dimensions, normalize) for opened in self._run_to_end(requests, texts, use_tqdm)
+        ]
+
     def stream(self, prompt: Prompt | Messages, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
         """Yield one request's output as it grows (text and ids so far); closing the iterator aborts it.
 
@@ -169,9 +213,13 @@ class LLM:
             self._abort([handle])
 
     def _run_all(self, requests: list[EngineRequest], texts: list[str | None], show: bool) -> list[RequestOutput]:
-        """Feed the queue as it drains, and collect each request's last output."""
+        """Each request's output once it has ended."""
+        return [opened.result() for opened in self._run_to_end(requests, texts, show)]
+
+    def _run_to_end(self, requests: list[EngineRequest], texts: list[str | None], show: bool) -> list[OpenRequest]:
+        """Feed the queue as it drains, and collect the requests as they end."""
         waiting = deque(zip(requests, texts, strict=True))
-        done: dict[int, RequestOutput] = {}
+        done: dict[int, OpenRequest] = {}
         with BatchProgress(len(requests), show) as bar:
             try:
                 while len(done) < len(requests):
@@ -179,7 +227,7 @@ class LLM:
                     for _ in range(min(room, len(waiting))):
                         self._add(*waiting.popleft())
                     before, updates = len(done), self._step()
-                    done |= {update.handle: update.result() for update in updates if update.finished}
+                    done |= {update.handle: update.request for update in updates if update.finished}
                     bar.advance(sum(len(update.token_ids) for update in updates), len(done) - before)
             finally:
                 self._abort([request.handle for request in requests if request.handle not in done])

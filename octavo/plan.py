@@ -8,6 +8,7 @@ so a page freed when step N is committed may be given away by step N+2 while N+1
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,21 @@ class PromptLogprobsPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolingPlan:
+    """Take hidden states of this chunk into an embedding.
+
+    Attributes:
+        index: position in `StepPlan.rows`; such a row does not sample.
+        kind: which states count.
+        last: the chunk ends the prompt, so the result brings the embedding.
+    """
+
+    index: int
+    kind: Literal["last", "mean"]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
     """One step: rows and how many of their tokens to compute, and what changed since the step before.
 
@@ -92,6 +108,7 @@ class StepPlan:
     block_pages: Int32Array = field(default_factory=_empty)
     copy_pages: Int32Array = field(default_factory=lambda: np.empty((0, 2), np.int32))
     prompt_logprobs: tuple[PromptLogprobsPlan, ...] = ()
+    pooling: tuple[PoolingPlan, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -119,7 +136,8 @@ class StepResult:
         tokens: [S], for the rows with `sample`, in their order.
         logprobs: for the same S rows, if any of them asks for logprobs.
         prompt_logprobs: one for each entry of `StepPlan.prompt_logprobs`.
-        failed: indices into `StepPlan.rows` whose logits were not finite; their token means nothing.
+        failed: indices into `StepPlan.rows` whose numbers were not finite; their token or embedding means nothing.
+        pooled: float32 [hidden_size] for each entry of `StepPlan.pooling` with `last`.
     """
 
     step: int
@@ -127,3 +145,4 @@ class StepResult:
     logprobs: LogprobArrays | None = None
     prompt_logprobs: tuple[LogprobArrays, ...] = ()
     failed: tuple[int, ...] = ()
+    pooled: tuple[Float32Array, ...] = ()

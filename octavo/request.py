@@ -112,6 +112,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         priority: lower runs first under the priority policy; ties by arrival.
         arrival_time: `time.monotonic()` of the frontend's host.
         cache_salt, adapter, media: parts of the prefix-cache key; requests that differ in one share no pages.
+        pooling: "" generates; else nothing is sampled and an embedding comes back: of the last token's hidden state
+            after the final norm, or of their mean.
         tenant: on whose behalf; requests of different tenants share the engine fairly (`octavo.scheduler.fairness`).
     """
 
@@ -126,6 +128,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     adapter: str = ""
     media: str = ""
     tenant: str = ""
+    pooling: Literal["", "last", "mean"] = ""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
@@ -176,6 +179,13 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
     entries: list[TokenLogprobs]
 
 
+class Pooled(msgspec.Struct, frozen=True, array_like=True):
+    """A request's embedding: float32 values, little-endian, as the model has them (not normalised)."""
+
+    handle: int
+    values: bytes
+
+
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """A snapshot after a step. Counters count from the engine's start; gauges are of now."""
 
@@ -206,6 +216,7 @@ class StepOutputs(msgspec.Struct, frozen=True, array_like=True):
     logprobs: list[SampleLogprobs] = []
     prompt_logprobs: list[PromptLogprobs] = []
     stats: EngineStats | None = None
+    pooled: list[Pooled] = []
 
 
 class CompletionOutput(msgspec.Struct, kw_only=True):
@@ -287,3 +298,20 @@ class BeamSearchOutput(msgspec.Struct, kw_only=True):
                 )
             )
         return cls(request_id=result.request_id, sequences=sequences, error=result.outputs[0].error)
+
+
+class EmbeddingOutput(msgspec.Struct, kw_only=True):
+    """A vector of `hidden_size` floats, or of as many as were asked for."""
+
+    embedding: list[float]
+
+
+class EmbeddingRequestOutput(msgspec.Struct, kw_only=True):
+    """What `LLM.embed` returns for one prompt."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+    num_cached_tokens: int = 0
+    finished: bool = True

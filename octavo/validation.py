@@ -79,8 +79,8 @@ def validate_params(
     _beams(params, vocab_size, eos_token_ids)
 
 
-def validate_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int) -> None:
-    """Check a prompt's token ids; at least one token must be left to generate.
+def validate_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int, *, answers: bool = True) -> None:
+    """Check a prompt's token ids; at least one token must be left to generate if it is to be answered.
 
     Raises:
         InvalidRequestError: there are none, or one is no id of the model.
@@ -94,7 +94,7 @@ def validate_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: in
             fix="Send at least one token.",
             param="prompt",
         )
-    check_prompt_length(len(token_ids), max_model_len)
+    check_prompt_length(len(token_ids), max_model_len, answers=answers)
     if set(map(type, token_ids)) != {int}:
         bad = next(token_id for token_id in token_ids if type(token_id) is not int)
         _refuse("prompt", bad, f"a token id is an integer, not a {type(bad).__name__}", "Send a list of integers.")
@@ -103,13 +103,13 @@ def validate_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: in
         _refuse("prompt", bad, "there is no such token id", f"This model's ids are 0 to {vocab_size - 1}.")
 
 
-def check_prompt_length(num_tokens: int, max_model_len: int) -> None:
-    """Raises ContextLengthError: a prompt of that many tokens leaves no room for an answer."""
-    if num_tokens >= max_model_len:
+def check_prompt_length(num_tokens: int, max_model_len: int, *, answers: bool = True) -> None:
+    """Raises ContextLengthError: a prompt of that many tokens is too long, or leaves no room for an answer."""
+    if num_tokens > max_model_len - answers:
         raise ContextLengthError(
             f"The prompt has {num_tokens} tokens; the model's context is {max_model_len} tokens, prompt and output "
             "together.",
-            fix=f"Shorten the prompt to at most {max_model_len - 1} tokens, or start the server with a larger "
+            fix=f"Shorten the prompt to at most {max_model_len - answers} tokens, or start the server with a larger "
             "--max-model-len if the model has it.",
             param="prompt",
         )

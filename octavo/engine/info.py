@@ -10,7 +10,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         model: the name or path it was asked for; architecture: the class that serves it.
-        vocab_size: width of the logits; token ids are below it.
+        vocab_size: width of the logits; token ids are below it. hidden_size: length of an embedding.
         max_model_len: longest sequence, prompt and output.
         num_pages, page_size: the KV pool; max_num_seqs, max_num_batched_tokens: bounds of a step.
         memory: (item, amount) pairs of the memory table.
@@ -32,3 +32,4 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     memory: tuple[tuple[str, str], ...] = ()
     startup: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
+    hidden_size: int = 0

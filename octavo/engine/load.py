@@ -294,4 +294,5 @@ def _info(
         memory=tuple(memory.table()),
         startup=tuple(timer.seconds),
         notes=tuple(notes),
+        hidden_size=config.hidden_size,
     )

@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -77,12 +77,7 @@ class InputProcessor:
             ContextLengthError: prompt and output do not fit the context.
         """
         self._check(params, request_id, priority, cache_salt, adapter)
-        if isinstance(prompt, str):
-            ids = self._encode(prompt, add_special_tokens)
-        else:
-            given: Any = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # numpy and torch
-            validate_prompt(given, self.vocab_size, self.max_model_len)
-            ids = list(given)
+        ids = self._prompt_ids(prompt, add_special_tokens, answers=True)
         return self._request(ids, params, request_id, handle, priority, cache_salt, adapter, arrival_time)
 
     def chat(
@@ -118,6 +113,49 @@ class InputProcessor:
             chat_template_kwargs=chat_template_kwargs,
         )
         return self._request(ids, params, request_id, handle, priority, cache_salt, adapter, arrival_time)
+
+    def embedding(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        request_id: str,
+        handle: int,
+        pooling: Literal["last", "mean"] = "last",
+        priority: int = 0,
+        cache_salt: str = "",
+        adapter: str = "",
+        add_special_tokens: bool = True,
+    ) -> EngineRequest:
+        """A request for the embedding of a text or of token ids; arguments and errors as of `completion`.
+
+        Args:
+            pooling: the last token's hidden state, or the mean of all.
+        """
+        if pooling not in ("last", "mean"):
+            raise InvalidRequestError(
+                f"pooling cannot be {str(pooling)[:40]!r}.", fix='It is "last" or "mean".', param="pooling"
+            )
+        params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, seed=0)
+        self._check(params, request_id, priority, cache_salt, adapter)
+        ids = self._prompt_ids(prompt, add_special_tokens, answers=False)
+        return EngineRequest(
+            handle=handle,
+            request_id=request_id,
+            prompt_token_ids=ids,
+            params=params,
+            priority=priority,
+            arrival_time=time.monotonic(),
+            cache_salt=cache_salt,
+            adapter=adapter,
+            pooling=pooling,
+        )
+
+    def _prompt_ids(self, prompt: str | Sequence[int], add_special_tokens: bool, *, answers: bool) -> list[int]:
+        if isinstance(prompt, str):
+            return self._encode(prompt, add_special_tokens, answers=answers)
+        given: Any = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # numpy and torch
+        validate_prompt(given, self.vocab_size, self.max_model_len, answers=answers)
+        return list(given)
 
     def render_chat(
         self,
@@ -164,7 +202,7 @@ class InputProcessor:
                 param="model",
             )
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def _encode(self, text: str, add_special_tokens: bool, *, answers: bool) -> list[int]:
         if self.tokenizer is None:
             raise InvalidRequestError(
                 "The server has no tokenizer, so it takes no text.",
@@ -173,7 +211,7 @@ class InputProcessor:
             )
         self._check_chars(len(text), "prompt")
         ids = self.tokenizer.encode(text, add_special_tokens)
-        validate_prompt(ids, self.vocab_size, self.max_model_len)
+        validate_prompt(ids, self.vocab_size, self.max_model_len, answers=answers)
         return ids
 
     def _check_chars(self, num_chars: int, param: str) -> None:

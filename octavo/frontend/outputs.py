@@ -121,6 +121,10 @@ class OutputProcessor:
             request = self._open.get(scored.handle)
             if request is not None:
                 request.add_prompt_logprobs(scored.start, scored.entries)
+        for pooled in outputs.pooled:
+            request = self._open.get(pooled.handle)
+            if request is not None:
+                request.embedding = pooled.values
         ending = []
         for finished in outputs.finished:
             request = self._open.get(finished.handle)

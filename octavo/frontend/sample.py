@@ -31,11 +31,12 @@ class OpenRequest:
         num_open: samples that have not finished.
         scheduled_time, first_token_time, finish_time: monotonic seconds; 0 until then.
         prompt_logprobs: for each prompt token, None for the first; None unless asked for.
+        embedding: float32 values, little-endian; b"" unless asked for.
     """
 
     __slots__ = (
-        "arrival_time", "finish_time", "first_token_time", "handle", "num_cached_tokens", "num_open", "prompt",
-        "prompt_logprobs", "prompt_token_ids", "request_id", "samples", "scheduled_time",
+        "arrival_time", "embedding", "finish_time", "first_token_time", "handle", "num_cached_tokens", "num_open",
+        "prompt", "prompt_logprobs", "prompt_token_ids", "request_id", "samples", "scheduled_time",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, prompt: str | None, tokenizer: Tokenizer | None):
@@ -46,6 +47,7 @@ class OpenRequest:
         self.arrival_time = request.arrival_time
         self.scheduled_time = self.first_token_time = self.finish_time = 0.0
         self.num_cached_tokens = 0
+        self.embedding = b""
         self.num_open = request.params.n
         self.prompt_logprobs: list[TokenLogprobs | None] | None = (
             None if request.params.prompt_logprobs is None else [None]
@@ -64,6 +66,10 @@ class OpenRequest:
             time_to_first_token=self.first_token_time - self.arrival_time if self.first_token_time else 0.0,
             total_time=(self.finish_time or time.monotonic()) - self.arrival_time,
         )
+
+    def result(self) -> RequestOutput:
+        """The request as it stands now, every sample with all its text."""
+        return self.output([sample.completion() for sample in self.samples])
 
     def output(self, outputs: list[CompletionOutput]) -> RequestOutput:
         """A `RequestOutput` with these samples."""
@@ -274,8 +280,7 @@ class Update:
 
     def result(self) -> RequestOutput:
         """The whole request as it stands now, every sample with all its text."""
-        request = self.sample.request
-        return request.output([sample.completion() for sample in request.samples])
+        return self.sample.request.result()
 
     def delta(self) -> RequestOutput:
         """The request with only what this update adds."""

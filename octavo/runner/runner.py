@@ -14,6 +14,7 @@ from octavo.attention import AttentionMetadata
 from octavo.layers.batch import Attend, ForwardBatch
 from octavo.plan import LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.request import SamplingParams
+from octavo.runner.failure import failed_result
 from octavo.runner.graphs import DecodeGraphs
 from octavo.runner.pooling import Pooler
 from octavo.runner.rows import RowTable
@@ -102,12 +103,7 @@ class Runner:
                 result = self._compute(plan)
         except Exception:
             logger.exception("step %d failed; its %d sequences end with an error", plan.step, len(plan.rows))
-            return StepResult(
-                plan.step,
-                np.zeros(int(plan.sample.sum()), np.int32),
-                failed=tuple(range(len(plan.rows))),
-                prompt_logprobs=tuple(_no_logprobs() for _ in plan.prompt_logprobs),
-            )
+            return failed_result(plan)
         if not broken:
             return result
         places = np.flatnonzero(np.isin(plan.rows, list(broken))).tolist()
@@ -176,9 +172,3 @@ class Runner:
         rows = hidden[start : start + len(entry.targets)]
         targets = torch.from_numpy(entry.targets.astype(np.int64))
         return logprobs_of(lambda part: self._model.logits(rows[part]), targets, entry.k)
-
-
-def _no_logprobs() -> LogprobArrays:
-    return LogprobArrays(
-        np.empty(0, np.float32), np.empty(0, np.int32), np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
-    )

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from octavo.errors import ContextLengthError, InvalidRequestError
 from octavo.kv import PagePool
 from octavo.plan import LogprobArrays
 from octavo.request import EngineRequest, Finished, SampleLogprobs, SamplingParams
 from octavo.scheduler.beams import BeamSearch, Top, chain, common_length, num_candidates
-from octavo.scheduler.config import SchedulerConfig
+from octavo.scheduler.collected import Collected
 from octavo.scheduler.draft import Chunk, Draft
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sequence import Group, Phase, Sequence
@@ -201,55 +200,50 @@ class BeamRun:
         self.placed[0].resumes = True
         return self.placed[0]
 
-    def told(self) -> tuple[list[tuple[int, int]], list[SampleLogprobs], list[Finished]]:
-        """The outcome: (index, token) of every token, their logprobs, and the ends; index 0 is the best."""
-        handle = self.group.request.handle
-        tokens: list[tuple[int, int]] = []
-        logprobs: list[SampleLogprobs] = []
-        ends: list[Finished] = []
-        for index, hypothesis in enumerate(self.search.hypotheses):
-            links = chain(hypothesis.last)
-            tokens += [(index, link.token) for link in links]
-            logprobs += [SampleLogprobs(handle, index, link.entry) for link in links if link.entry is not None]
-            ends.append(
-                Finished(
-                    handle,
-                    index,
-                    hypothesis.reason,
-                    hypothesis.stop_reason,
-                    cumulative_logprob=hypothesis.cumulative_logprob,
-                )
-            )
-        ends += [Finished(handle, index, "length") for index in range(len(ends), len(self.group.sequences))]
-        return tokens, logprobs, ends
+    def tell(self, outputs: Collected) -> None:
+        """Add the outcome: every token, its logprobs if they are wanted, and the ends; index 0 is the best."""
+        handle, hypotheses = self.group.request.handle, self.search.hypotheses
+        for index, found in enumerate(hypotheses):
+            links = chain(found.last)
+            outputs.handles += [handle] * len(links)
+            outputs.indices += [index] * len(links)
+            outputs.tokens += [link.token for link in links]
+            outputs.logprobs += [SampleLogprobs(handle, index, link.entry) for link in links if link.entry is not None]
+            end = Finished(handle, index, found.reason, found.stop_reason, cumulative_logprob=found.cumulative_logprob)
+            outputs.finished.append(end)
+        for index in range(len(hypotheses), len(self.group.sequences)):
+            outputs.finished.append(Finished(handle, index, "length"))
+
+
+class BeamRuns(dict[int, BeamRun]):
+    """All searches under way, by handle."""
+
+    def pages_needed(self) -> int:
+        """Pages that `plan` is going to allocate."""
+        return sum(run.pages_needed() for run in self.values())
+
+    def num_reserved(self) -> int:
+        """Rows that are set aside."""
+        return sum(run.num_reserved for run in self.values())
+
+    def plan(self, draft: Draft) -> None:
+        """One token for every beam that was chosen; then, with what is left, beams that come back."""
+        for run in self.values():
+            run.place(draft)
+        for run in self.values():
+            run.restore(draft)
+
+    def arrive(self, sequences: list[Sequence | None], places: list[int], logprobs: LogprobArrays) -> list[BeamRun]:
+        """Pass rows of a step's logprobs on; searches with all of a turn's choose. Returns those that are over."""
+        touched: dict[int, BeamRun] = {}
+        for sequence, place in zip(sequences, places, strict=True):
+            if sequence is not None:
+                run = touched[sequence.request.handle] = self[sequence.request.handle]
+                run.arrive(sequence, logprobs, place)
+        return [run for run in touched.values() if run.complete and run.advance()]
 
 
 def row_params(request: EngineRequest) -> SamplingParams:
     """What a beam's row asks of the sampler: nothing but the logprobs of its candidates."""
     params = request.params
     return msgspec.structs.replace(params, temperature=0.0, min_tokens=0, logprobs=num_candidates(request))
-
-
-def check_fits(request: EngineRequest, config: SchedulerConfig) -> None:
-    """Refuse a search that could not run even alone.
-
-    Raises:
-        InvalidRequestError: more beams than rows.
-        ContextLengthError: its beams might need more pages than there are.
-    """
-    width, size, length = request.params.n, config.page_size, len(request.prompt_token_ids)
-    if width > config.max_running:
-        raise InvalidRequestError(
-            f"n cannot be {width}: a step takes {config.max_running} sequences at most.",
-            fix="Ask for fewer beams, or raise --max-num-seqs and --max-num-batched-tokens.",
-            param="n",
-        )
-    limit = min(config.max_model_len, length + (request.params.max_tokens or config.max_model_len))
-    shared = length // size
-    needed = shared + width * (-(-limit // size) - shared)
-    if needed > config.num_pages:
-        raise ContextLengthError(
-            f"{width} beams of {limit} tokens may need {needed} pages; there are {config.num_pages} of {size} tokens.",
-            fix="Ask for fewer beams or a smaller max_tokens, or raise --kv-cache-memory-bytes.",
-            param="max_tokens",
-        )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo.plan import BoolArray, Int32Array, NewRow, PromptLogprobsPlan, StepPlan
+from octavo.plan import BoolArray, Int32Array, NewRow, PoolingPlan, PromptLogprobsPlan, StepPlan
 from octavo.scheduler.rows import Cohort, Rows
 
 NOTHING: Int32Array = np.empty(0, np.int32)
@@ -24,6 +25,7 @@ class Chunk:
     """Tokens [start, stop) of a row whose ids the host knows. `sample`: stop is the last known token.
 
     If `prompt_logprobs` is not None, the prompt tokens [start + 1, scored_stop) are scored, with that many top tokens.
+    `pooling`: the tokens count for an embedding, which is complete with this chunk if `pooled`.
     """
 
     row: int
@@ -32,6 +34,8 @@ class Chunk:
     sample: bool
     prompt_logprobs: int | None = None
     scored_stop: int = 0
+    pooling: Literal["", "last", "mean"] = ""
+    pooled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,9 @@ class Draft:
             block_pages=_int32(self.block_pages),
             copy_pages=np.array(self.copies, np.int32) if self.copies else _NO_COPIES,
             prompt_logprobs=scored,
+            pooling=tuple(
+                PoolingPlan(decodes + i, chunk.pooling, chunk.pooled) for i, chunk in enumerate(chunks) if chunk.pooling
+            ),
         )
         samples = decodes + sum(chunk.sample for chunk in chunks)
         launched = Launched(step, all_rows, epochs, sample, samples, self.cohort, tuple(chunks))

@@ -8,44 +8,26 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from octavo.errors import ContextLengthError, InvalidRequestError, OverloadedError
+from octavo.errors import InvalidRequestError, OverloadedError
 from octavo.kv import PagePool
 from octavo.plan import BoolArray, NewRow, StepPlan, StepResult
-from octavo.request import (
-    EngineRequest,
-    EngineStats,
-    Finished,
-    PromptLogprobs,
-    SampleLogprobs,
-    Started,
-    StepOutputs,
-)
+from octavo.request import EngineRequest, EngineStats, Finished, Started, StepOutputs
 from octavo.scheduler import beams_rows
-from octavo.scheduler.beams_rows import BeamRun, Hands
+from octavo.scheduler.admission import check_request
+from octavo.scheduler.beams_rows import BeamRun, BeamRuns, Hands
+from octavo.scheduler.collected import Collected
 from octavo.scheduler.config import SchedulerConfig
 from octavo.scheduler.draft import Chunk, Draft, Launched
+from octavo.scheduler.invariants import check_invariants
 from octavo.scheduler.logprobs import sample_logprobs, scored_prompt
 from octavo.scheduler.queue import WaitingQueue
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sequence import Group, Phase, Sequence, make_group
 from octavo.scheduler.victim import choose_victim
-
-
-@dataclass(slots=True)
-class Collected:
-    """The parts of a `StepOutputs` while a commit gathers them."""
-
-    handles: list[int] = field(default_factory=list)
-    indices: list[int] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    finished: list[Finished] = field(default_factory=list)
-    logprobs: list[SampleLogprobs] = field(default_factory=list)
-    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
 
 
 class Scheduler:
@@ -64,7 +46,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # in order of service
         self._chunking: list[Sequence] = []  # running, with more than one token to compute
         self._forking: list[Group] = []  # their first sample has computed the prompt
-        self._beams: dict[int, BeamRun] = {}  # by handle
+        self._beams = BeamRuns()
         self._hands = Hands(self._rows, self.pool, config.page_size, self._start_row, self._take_chunk, self._leave_row)
         self._launched: deque[Launched] = deque()
         self._freed_rows: list[int] = []
@@ -88,15 +70,7 @@ class Scheduler:
             )
         if request.handle in self._groups:
             raise InvalidRequestError(f"The handle {request.handle} is in use.", param="handle")
-        length = len(request.prompt_token_ids)
-        if not 1 <= length < self.config.max_model_len:
-            raise ContextLengthError(
-                f"The prompt has {length} tokens; the context holds {self.config.max_model_len}, output included.",
-                fix="Shorten the prompt.",
-                param="prompt",
-            )
-        if request.params.use_beam_search:
-            beams_rows.check_fits(request, self.config)
+        check_request(request, self.config)
         self._arrivals += 1
         urgency = float(request.priority) if self.config.policy == "priority" else 0.0
         group = make_group(request, (urgency, self._arrivals), self.config.max_model_len)
@@ -134,8 +108,7 @@ class Scheduler:
         if len(self._launched) > self.config.async_scheduling:
             raise RuntimeError(f"step {self._step} was planned before step {self._launched[0].step} was committed")
         draft = self._plan_decodes()
-        if self._beams:
-            self._plan_beams(draft)
+        self._beams.plan(draft)
         # Forks come before chunks: a page is copied before the forward pass, so what it holds must be of earlier steps.
         forked = not draft.preempted and self._plan_forks(draft)
         self._plan_chunks(draft)
@@ -156,7 +129,7 @@ class Scheduler:
             # A row whose tokens in flight bring it to its limit ends with them.
             members: BoolArray = rows.decoding & (rows.known + rows.in_flight < rows.limit)
             full = (members & (rows.computed >= rows.num_pages * size)).nonzero()[0]
-            needed = len(full) + sum(run.pages_needed() for run in self._beams.values())
+            needed = len(full) + self._beams.pages_needed()
             if needed <= self.pool.num_free:
                 break
             self._preempt(needed - self.pool.num_free)
@@ -172,17 +145,10 @@ class Scheduler:
             draft.block_counts, draft.block_pages = [1] * len(full), pages
         return draft
 
-    def _plan_beams(self, draft: Draft) -> None:
-        """One token for every beam that was chosen; then, with what is left, beams that come back."""
-        for run in self._beams.values():
-            run.place(draft)
-        for run in self._beams.values():
-            run.restore(draft)
-
     @property
     def _rows_taken(self) -> int:
         """Rows in use, and those set aside for beams."""
-        return len(self._running) + sum(run.num_reserved for run in self._beams.values())
+        return len(self._running) + self._beams.num_reserved()
 
     def _plan_chunks(self, draft: Draft) -> None:
         """Go on with prompts that did not fit the steps before; their pages are theirs since admission."""
@@ -196,10 +162,15 @@ class Scheduler:
         stop = min(known, start + draft.budget)
         scored_stop = min(stop + 1, sequence.num_prompt) if sequence.scores_prompt else 0
         scored = sequence.request.params.prompt_logprobs if scored_stop > start + 1 else None
-        draft.add_chunk(Chunk(row, start, stop, stop == known, scored, scored_stop))
+        pooling = sequence.request.pooling
+        draft.add_chunk(
+            Chunk(row, start, stop, stop == known and not pooling, scored, scored_stop, pooling, stop == known)
+        )
         rows.computed[row] = stop
         if stop == known:
             self._chunking.remove(sequence)
+            if pooling:
+                return
             rows.decoding[row] = not rows.beam[row]
             rows.in_flight[row] = 1
             group = self._groups[sequence.request.handle]
@@ -252,14 +223,14 @@ class Scheduler:
 
     def _cached_pages(self, sequence: Sequence) -> list[int]:
         """Indexed pages of its beginning; the last known token is always computed anew, for its logits."""
-        if not self.config.enable_prefix_caching or sequence.scores_prompt:
+        if not self.config.enable_prefix_caching or sequence.needs_all_states:
             return []
         count = (len(sequence.tokens) - 1) // self.config.page_size
         return self.pool.find(sequence.extend_digests(sequence.tokens, count, self.config.page_size))
 
     def _count_admission(self, sequence: Sequence, cached: int) -> None:
         group = self._groups[sequence.request.handle]
-        if self.config.enable_prefix_caching and not sequence.scores_prompt and not sequence.resumes:
+        if self.config.enable_prefix_caching and not sequence.needs_all_states and not sequence.resumes:
             self._queries += sequence.num_prompt
             self._hits += cached
         if not group.started:
@@ -328,7 +299,8 @@ class Scheduler:
         else:
             outputs = Collected()
             self._commit_what_is_left(launched, result, outputs)
-        return self._outputs(outputs)
+        started, self._started = self._started, []
+        return outputs.outputs(started, self.stats())
 
     def _commit_what_is_left(self, launched: Launched, result: StepResult, outputs: Collected) -> None:
         """Rows that failed end; what the others brought counts if they still belong to whom they were planned for."""
@@ -349,42 +321,14 @@ class Scheduler:
             members[plain] = True
             outputs.handles, outputs.indices = rows.handle.take(plain).tolist(), rows.index.take(plain).tolist()
             self._commit_tokens(plain, members, result, places[~of_beams], outputs)
-        if len(plain) < len(sampled):
-            self._commit_beams(sampled[of_beams].tolist(), places[of_beams].tolist(), result, outputs)
-
-    def _commit_beams(self, rows: list[int], places: list[int], result: StepResult, outputs: Collected) -> None:
-        """Pass logprobs on to the searches; those that have all of a turn's choose, and end if they are over."""
-        touched: dict[int, BeamRun] = {}
-        for row, place in zip(rows, places, strict=True):
-            sequence = self._rows.owner[row]
-            if sequence is not None and result.logprobs is not None:
-                run = touched[sequence.request.handle] = self._beams[sequence.request.handle]
-                run.arrive(sequence, result.logprobs, place)
-        for handle, run in touched.items():
-            if not run.complete or not run.advance():
-                continue
-            tokens, logprobs, ends = run.told()
-            outputs.handles += [handle] * len(tokens)
-            outputs.indices += [index for index, _ in tokens]
-            outputs.tokens += [token for _, token in tokens]
-            outputs.logprobs += logprobs
-            outputs.finished += ends
-            self._generated += len(tokens)
-            for sequence in run.group.open:
-                self._end(sequence)
-
-    def _outputs(self, outputs: Collected) -> StepOutputs:
-        started, self._started = self._started, []
-        return StepOutputs(
-            outputs.handles,
-            outputs.indices,
-            outputs.tokens,
-            outputs.finished,
-            started,
-            outputs.logprobs,
-            outputs.prompt_logprobs,
-            self.stats(),
-        )
+        if len(plain) < len(sampled) and result.logprobs is not None:
+            carriers = [rows.owner[row] for row in sampled[of_beams].tolist()]
+            for run in self._beams.arrive(carriers, places[of_beams].tolist(), result.logprobs):
+                before = len(outputs.tokens)
+                run.tell(outputs)
+                self._generated += len(outputs.tokens) - before
+                for sequence in run.group.open:
+                    self._end(sequence)
 
     def _fail(self, sequence: Sequence, outputs: Collected) -> None:
         """A row that failed takes its request with it, and no other."""
@@ -395,9 +339,10 @@ class Scheduler:
 
     def _commit_chunks(self, launched: Launched, alive: BoolArray, result: StepResult, outputs: Collected) -> None:
         """Index the pages that a chunk filled, and pass on what was scored."""
-        scores = iter(result.prompt_logprobs)
+        scores, vectors = iter(result.prompt_logprobs), iter(result.pooled)
         for chunk, valid in zip(launched.chunks, alive[len(launched.cohort.rows) :].tolist(), strict=True):
             entries = next(scores) if chunk.prompt_logprobs is not None else None
+            vector = next(vectors, None) if chunk.pooling and chunk.pooled else None
             sequence = self._rows.owner[chunk.row] if valid else None
             if sequence is None:
                 continue
@@ -406,6 +351,9 @@ class Scheduler:
                 outputs.prompt_logprobs.extend(
                     scored_prompt(sequence, self._rows.tokens[chunk.row], chunk.start, entries, chunk.prompt_logprobs)
                 )
+            if vector is not None:
+                outputs.add_embedding(sequence.request.handle, vector)
+                self._end(sequence)
 
     def _commit_tokens(
         self,
@@ -524,18 +472,5 @@ class Scheduler:
 
     def check(self) -> None:
         """Verify the invariants of README.md; raises RuntimeError with the first that does not hold."""
-        rows = self._rows
-        self.pool.check([rows.pages(sequence.row) for sequence in self._running])
-        taken = [row for row, owner in enumerate(rows.owner) if owner is not None]
-        if sorted(sequence.row for sequence in self._running) != taken:
-            raise RuntimeError("rows are taken by sequences that do not run")
-        for sequence in self._running:
-            row = sequence.row
-            if rows.owner[row] is not sequence or sequence.phase is not Phase.RUNNING:
-                raise RuntimeError(f"row {row} is not the row of the sequence that says so")
-            if rows.computed[row] > rows.num_pages[row] * self.config.page_size:
-                raise RuntimeError(f"row {row} has computed more tokens than its pages hold")
-            if rows.computed[row] > rows.known[row] + rows.in_flight[row]:
-                raise RuntimeError(f"row {row} has computed tokens that nothing brings")
-        if not self._groups and self.pool.num_free != self.pool.num_pages:
-            raise RuntimeError("nothing is open, but pages are owned")
+        idle = not self._groups
+        check_invariants(self._rows, self.pool, self._running, self.config.page_size, idle=idle)

@@ -72,6 +72,11 @@ class Sequence:
             and self.num_scored < self.num_prompt - 1
         )
 
+    @property
+    def needs_all_states(self) -> bool:
+        """Whether every token of it must be computed here, so that cached pages are of no use."""
+        return self.scores_prompt or self.request.pooling == "mean"
+
     def end_at(self, token: int, known: int) -> tuple[FinishReason, int | None] | None:
         """Why the sequence ends with this token as its `known`-th, if it does: reason and stop reason."""
         params = self.request.params

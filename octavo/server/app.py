@@ -13,6 +13,7 @@ from octavo.config import ServerOptions
 from octavo.errors import EngineDeadError, ModelNotFoundError, OctavoError, OverloadedError
 from octavo.frontend.caller import CALLER, Caller
 from octavo.server.auth import PUBLIC, KeyRing, check_host, is_loopback, unauthorized
+from octavo.server.embeddings import Embeddings
 from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
 from octavo.server.limits import check_shape, deadline_of
@@ -57,6 +58,7 @@ class App:
             "/v1/models": ("GET", self._models),
             "/v1/completions": ("POST", self._completions),
             "/v1/chat/completions": ("POST", self._chat),
+            "/v1/embeddings": ("POST", self._embed),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -219,8 +221,13 @@ class App:
         data = await self._body(exchange)
         await self._generator().chat(exchange, data)
 
+    async def _embed(self, exchange: Exchange) -> None:
+        data = await self._body(exchange)
+        self._generator()  # raises unless there is a model
+        await Embeddings(self.llm, self.names).embeddings(exchange, data)
+
     async def _body(self, exchange: Exchange) -> bytes:
-        if self.draining:
+        if self.refusing:
             raise OverloadedError("The server is shutting down.", retry_after=5.0, fix="Try another one.")
         data = await exchange.body(self.options.max_body_bytes, self.options.read_timeout)
         check_shape(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -115,15 +116,7 @@ class Generation:
 
     def _model(self, body: GenerationBody) -> str:
         """The name to answer with; ModelNotFoundError for one that is not served here."""
-        if body.model is None:
-            return self._names[0]
-        if body.model not in self._names:
-            raise ModelNotFoundError(
-                f"The model {body.model[:200]!r} is not served here.",
-                fix=f"Served are: {', '.join(self._names)}.",
-                param="model",
-            )
-        return body.model
+        return served_model(body.model, self._names)
 
     def _envelope(self, reply_id: str, model: str) -> dict[str, Any]:
         return {
@@ -142,6 +135,30 @@ class Generation:
         return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
 
 
+def served_model(asked: str | None, names: tuple[str, ...]) -> str:
+    """The name to answer with; ModelNotFoundError for one that is not served here."""
+    if asked is None:
+        return names[0]
+    if asked not in names:
+        raise ModelNotFoundError(
+            f"The model {asked[:200]!r} is not served here.", fix=f"Served are: {', '.join(names)}.", param="model"
+        )
+    return asked
+
+
+async def answer_whole(exchange: Exchange, stream: UpdateStream, reply: Callable[[], dict[str, Any]]) -> None:
+    """Wait for all of a stream, then send what `reply` makes; errors as of `answer`."""
+    watcher = asyncio.create_task(_watch(exchange, stream))
+    try:
+        await stream.finish()
+        if exchange.gone:
+            raise ClientGoneError
+        await exchange.json(200, reply())
+    finally:
+        stream.close()
+        await cancel(watcher)
+
+
 async def answer(exchange: Exchange, stream: UpdateStream, rendering: Rendering, streaming: bool) -> None:
     """Reply with what a stream brings. A client that hangs up, or an error, aborts what is open.
 
@@ -149,15 +166,12 @@ async def answer(exchange: Exchange, stream: UpdateStream, rendering: Rendering,
         OctavoError: nothing has been sent yet and the requests are lost.
         ClientGoneError: there is nobody to answer.
     """
+    if not streaming:
+        await answer_whole(exchange, stream, rendering.whole)
+        return
     watcher = asyncio.create_task(_watch(exchange, stream))
     try:
-        if streaming:
-            await _stream(exchange, stream, rendering)
-        else:
-            await stream.finish()
-            if exchange.gone:
-                raise ClientGoneError
-            await exchange.json(200, rendering.whole())
+        await _stream(exchange, stream, rendering)
     finally:
         stream.close()
         await cancel(watcher)

@@ -13,7 +13,7 @@ import msgspec
 from octavo.errors import InvalidRequestError
 from octavo.request import SamplingParams
 
-Body = TypeVar("Body", bound="GenerationBody")
+Body = TypeVar("Body", bound=msgspec.Struct)
 
 _AT = re.compile(r" - at `(?:key` in `)?\$(.*?)`$")
 _MAX_PROMPTS = 1024

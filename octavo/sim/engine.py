@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Literal
 
@@ -17,6 +18,7 @@ from octavo.request import EngineRequest, EngineStats, StepOutputs
 from octavo.scheduler import Scheduler, SchedulerConfig
 
 _TOP = 20  # the logprobs that a sample brings
+_HIDDEN = 32  # length of an embedding
 
 
 class SimOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +55,7 @@ class SimEngine:
             dtype="none",
             quantization="none",
             vocab_size=self._options.vocab_size,
+            hidden_size=_HIDDEN,
             max_model_len=config.model.max_model_len or min(4096, self._options.num_pages * page_size),
             num_pages=self._options.num_pages,
             page_size=page_size,
@@ -103,7 +106,7 @@ class SimEngine:
                 time.sleep(60.0)
         if self._options.fault == "raise":
             raise RuntimeError("the simulated step failed")
-        return StepResult(result.step, result.tokens, result.logprobs, result.prompt_logprobs, tuple(range(num_rows)))
+        return dataclasses.replace(result, failed=tuple(range(num_rows)))
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request; errors as of the real engine."""
@@ -150,7 +153,14 @@ class SimRunner:
         tokens = self._pages[self._table[rows, where // self._page_size], where % self._page_size]
         self._last[rows] = tokens
         scores = tuple(self._logprobs(scored.targets) for scored in plan.prompt_logprobs)
-        return StepResult(plan.step, tokens, self._logprobs(tokens), scores)
+        pooled = tuple(self._embedding(plan, entry.index) for entry in plan.pooling if entry.last)
+        return StepResult(plan.step, tokens, self._logprobs(tokens), scores, pooled=pooled)
+
+    def _embedding(self, plan: StepPlan, index: int) -> np.ndarray:
+        """How often the prompt has tokens of each remainder."""
+        row, where = plan.rows[index], np.arange(plan.context_lens[index] + plan.query_lens[index])
+        tokens = self._pages[self._table[row, where // self._page_size], where % self._page_size]
+        return np.bincount(tokens % _HIDDEN, minlength=_HIDDEN).astype(np.float32)
 
     def _apply(self, plan: StepPlan) -> None:
         for new in plan.new_rows:
