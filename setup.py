@@ -21,11 +21,15 @@ FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fas
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 
 
-def compilers() -> list[list[str]]:
+def installed_compilers() -> list[list[str]]:
     """Commands to try, best first."""
     named = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else []
-    found = [[name] for name in ("cc", "gcc", "clang") if shutil.which(name)]
-    return [*named, *found, [sys.executable, "-m", "ziglang", "cc"]]
+    return [*named, *([name] for name in ("cc", "gcc", "clang") if shutil.which(name))]
+
+
+def compilers() -> list[list[str]]:
+    """The same, and at last the one that comes as a wheel. It takes the machine it runs on for the target: -mcpu."""
+    return [*installed_compilers(), [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline"]]
 
 
 def compile_with(compiler: list[str], target: Path) -> None:
@@ -79,4 +83,7 @@ class PlatformWheel(bdist_wheel):
 
 
 if __name__ == "__main__":
-    setup(cmdclass={"build_py": BuildKernels, "bdist_wheel": PlatformWheel})
+    setup(
+        cmdclass={"build_py": BuildKernels, "bdist_wheel": PlatformWheel},
+        setup_requires=[] if installed_compilers() else ["ziglang>=0.13"],
+    )

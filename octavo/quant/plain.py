@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from octavo.kernels import native
 from octavo.kernels.linear import linear
 from octavo.quant import LinearScheme
 
@@ -29,6 +30,8 @@ class Plain:
         return linear(x, params.weight, params.bias)
 
     def rows(self, ids: torch.Tensor, params: PlainParams) -> torch.Tensor:
+        if native.usable(params.weight) and ids.is_contiguous():
+            return native.float_rows(ids, params.weight)
         return torch.nn.functional.embedding(ids, params.weight)
 
     def plain(self) -> LinearScheme:

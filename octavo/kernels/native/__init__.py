@@ -26,6 +26,7 @@ _FORMATS = {  # the fields of each kernel's argument struct: q is a pointer or a
     "rms_norm": "6qd",
     "silu_and_mul": "4q",
     "rope_and_cache": "13q",
+    "float_rows": "5q",
     "int8_rows": "6q",
     "int8_linear": "9q",
     "int4_linear": "8q",
@@ -95,20 +96,23 @@ def configure(*, enabled: bool = True, threads: int | None = None, avx2: bool | 
     if not enabled:
         _library.reason = "switched off"
         return
-    if _library.handle is None and not _open():
+    handle = _library.handle or _open()
+    if handle is None:
         return
-    handle = _library.handle
     variant = "avx2" if handle.octavo_has_avx2() and avx2 is not False else "plain"
-    for name, fields in _FORMATS.items():
-        address = _address(getattr(handle, f"octavo_{name}_{variant}"))
-        _library.ops[name] = address, struct.Struct(fields).pack
+    try:
+        addresses = {name: _address(getattr(handle, f"octavo_{name}_{variant}")) for name in _FORMATS}
+    except AttributeError as error:
+        _library.reason = f"the compiled library is of another version, install Octavo again ({error})"
+        return
+    _library.ops = {name: (addresses[name], struct.Struct(fields).pack) for name, fields in _FORMATS.items()}
     _library.threads = threads or torch.get_num_threads()
 
 
-def _open() -> bool:
+def _open() -> ctypes.CDLL | None:
     if not LIBRARY.is_file():
         _library.reason = "they were not compiled when Octavo was installed: there was no C compiler"
-        return False
+        return None
     try:
         handle = ctypes.CDLL(str(LIBRARY))
         handle.octavo_run.argtypes, handle.octavo_run.restype = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int], None
@@ -117,9 +121,9 @@ def _open() -> bool:
         handle.octavo_configure(*_torch_pool())
     except (OSError, AttributeError) as error:
         _library.reason = str(error)
-        return False
+        return None
     _library.handle, _library.run, _library.play = handle, handle.octavo_run, handle.octavo_play
-    return True
+    return handle
 
 
 def _torch_pool() -> tuple[int | None, int | None, int | None]:
@@ -303,6 +307,13 @@ def paged_attention(
         scale,
     )
     return out
+
+
+def float_rows(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows of a matrix [N, K]: int64 ids [T] → [T, K]."""
+    y = _empty(len(ids), weight.shape[1])
+    _call("float_rows", y.numel(), weight.data_ptr(), ids.data_ptr(), y.data_ptr(), *y.shape)
+    return y
 
 
 def int8_rows(ids: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

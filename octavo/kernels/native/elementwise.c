@@ -111,3 +111,16 @@ EXPORT void OP(int8_rows)(const int8_rows_arguments *a, team *t) {
         for (long i = 0; i < a->k; i++) a->y[row * a->k + i] = (float)w[i] * scale;
     }
 }
+
+/* y [m, k] = the rows ids [m] of a float matrix */
+typedef struct {
+    const float *w;
+    const int64_t *ids;
+    float *y;
+    int64_t m, k;
+} float_rows_arguments;
+
+EXPORT void OP(float_rows)(const float_rows_arguments *a, team *t) {
+    for (long row = share(a->m, t->index, t->count); row < share(a->m, t->index + 1, t->count); row++)
+        memcpy(a->y + row * a->k, a->w + a->ids[row] * a->k, (size_t)a->k * sizeof(float));
+}
