@@ -136,7 +136,7 @@ class CompletionBody(GenerationBody, kw_only=True):
             raise _unsupported("suffix", "is not supported", "Put it into the prompt.")
         if self.best_of is None:
             return
-        if not max(1, self.n or 1) <= self.best_of <= _MAX_BEST_OF:
+        if not 1 <= (1 if self.n is None else self.n) <= self.best_of <= _MAX_BEST_OF:
             raise InvalidRequestError(
                 f"best_of cannot be {str(self.best_of)[:20]}: it is from n to {_MAX_BEST_OF}.",
                 fix="Choose one in that range.",
@@ -149,7 +149,7 @@ class CompletionBody(GenerationBody, kw_only=True):
     @property
     def chooses(self) -> bool:
         """Whether more answers are drawn than come back."""
-        return (self.best_of or 1) > (self.n or 1)
+        return self.best_of is not None and self.best_of > (1 if self.n is None else self.n)
 
 
 class ChatBody(GenerationBody, kw_only=True):

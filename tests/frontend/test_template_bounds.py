@@ -114,6 +114,7 @@ BOMBS = [
 
 
 @pytest.mark.parametrize("source", ESCAPES)
+@pytest.mark.security("A4")
 def test_nothing_outside_is_reached(source: str) -> None:
     try:
         text = ChatTemplate(source).render(USER)
@@ -123,6 +124,7 @@ def test_nothing_outside_is_reached(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", BOMBS, ids=lambda source: source[:60])
+@pytest.mark.security("A21")
 def test_nothing_runs_on_or_fills_memory(source: str) -> None:
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     if source.startswith("((("):  # plain text: long, and harmless

@@ -46,6 +46,7 @@ HEADER = 2400  # of the tiny file: metadata and tensor entries
 
 @settings(max_examples=250)
 @given(data=st.data())
+@pytest.mark.security("A9")
 def test_changed_bytes_never_cause_anything_but_a_clear_error(gguf_bytes: bytes, scratch: Path, data: Any) -> None:
     damaged = bytearray(gguf_bytes)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -64,6 +65,7 @@ def test_changed_bytes_never_cause_anything_but_a_clear_error(gguf_bytes: bytes,
 
 @settings(max_examples=60)
 @given(share=st.floats(0, 0.999))
+@pytest.mark.security("A9")
 def test_truncated_files_are_refused(gguf_bytes: bytes, scratch: Path, share: float) -> None:
     path = scratch / "short.gguf"
     path.write_bytes(gguf_bytes[: int(len(gguf_bytes) * share)])
@@ -139,6 +141,7 @@ def test_safetensors_headers_are_checked(tmp_path: Path, content: bytes, named: 
 
 @settings(max_examples=200)
 @given(data=st.data())
+@pytest.mark.security("A9")
 def test_changed_safetensors_never_cause_anything_but_a_clear_error(scratch: Path, data: Any) -> None:
     good = safetensors({"a": entry([2, 3], [0, 24]), "b": entry([4], [24, 28], "I8")}, b"\1" * 28)
     damaged = bytearray(good)

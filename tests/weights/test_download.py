@@ -75,6 +75,7 @@ def with_broken_deflate(wheel: bytearray) -> None:
 
 
 @pytest.mark.parametrize("damage", [encrypted, packed_strangely, without_its_end, with_broken_deflate])
+@pytest.mark.security("A10")
 def test_odd_archives_are_refused_and_leave_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytearray], None]
 ) -> None:

@@ -115,6 +115,7 @@ def test_pip_is_asked_without_dependencies(home: Path, small: Any, monkeypatch: 
     "name",
     ["../secret", "..", "a/../../b", "a\\b", "a\0b", "/nowhere/x.gguf", "~/nowhere", "a//b", "x;rm", "", "a" * 5000],
 )
+@pytest.mark.security("A10")
 def test_hostile_names_are_refused(home: Path, name: str) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         resolve(name, offline=True)
@@ -130,6 +131,7 @@ def test_an_unknown_name_suggests_the_nearest(home: Path) -> None:
         resolve("smollm2", offline=True)
 
 
+@pytest.mark.security("A5")
 def test_the_hub_is_asked_for_no_code(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
