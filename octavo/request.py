@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the whole answer must look like. Exactly one of the first six is set.
+
+    Attributes:
+        json: a JSON schema, as an object or as its text.
+        regex: a regular expression in the syntax of Rust's `regex` crate, without anchors: it spans the answer.
+        choice: the answer is one of these texts.
+        grammar: a context-free grammar: EBNF (`root ::= ...`) or Lark (`start: ...`).
+        json_object: any JSON object.
+        structural_tag: free text in which marked sections keep a schema:
+            `{"structures": [{"begin", "schema", "end"}], "triggers": [...]}`.
+        whitespace_pattern: of JSON, what may stand between its tokens; "" allows nothing.
+        disable_any_whitespace: the same as `whitespace_pattern=""`.
+    """
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    structural_tag: str | dict[str, Any] | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool = False
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -27,6 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         prompt_logprobs: the same for each prompt token but the first.
         logit_bias: token id to an addition to its logit.
         allowed_token_ids, banned_token_ids: restrict the vocabulary.
+        structured_outputs: what the answer must look like; the ids it forbids are barred, whatever else is asked.
         use_beam_search: search for the n most likely answers instead of drawing them (see `BeamSearchParams`).
     """
 
@@ -55,6 +81,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     use_beam_search: bool = False
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def beam_width(self) -> int:
@@ -114,6 +141,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
         cache_salt, adapter, media: parts of the prefix-cache key; requests that differ in one share no pages.
         pooling: "" generates; else nothing is sampled and an embedding comes back: of the last token's hidden state
             after the final norm, or of their mean.
+        grammar: `params.structured_outputs` as `octavo.grammar.checker` translated it; "" without.
         tenant: on whose behalf; requests of different tenants share the engine fairly (`octavo.scheduler.fairness`).
     """
 
@@ -129,6 +157,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     media: str = ""
     tenant: str = ""
     pooling: Literal["", "last", "mean"] = ""
+    grammar: str = ""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
