@@ -36,7 +36,7 @@ from octavo.engine.messages import (
     StartupProgress,
 )
 from octavo.engine.phases import Progress
-from octavo.errors import EngineDeadError, OctavoError
+from octavo.errors import ConfigError, EngineDeadError, OctavoError
 from octavo.request import EngineRequest, EngineStats, StepOutputs
 
 _LAST_WORDS_SECONDS = 0.3  # after the process ended, its last messages may still be on their way
@@ -125,23 +125,34 @@ class ProcessClient:
         """Start the child and wait until its model is loaded.
 
         Raises:
+            ConfigError: there is no place for a socket in the folder for temporary files.
             OctavoError: as raised in the child: of the same class, with the same words.
             EngineDeadError: the child ended without a word.
         """
         self._loop = asyncio.get_running_loop()
         self._listener, self._progress = listener, progress
         self._ready = self._loop.create_future()
-        self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # mode 0700
-        endpoint = f"ipc://{self._folder}/engine"
-        self._open_socket(endpoint)
-        self._spawn(endpoint)
         try:
+            endpoint = self._open_socket()
+            self._spawn(endpoint)
             return await self._ready
         except BaseException:
             await self.close()
             raise
 
-    def _open_socket(self, endpoint: str) -> None:
+    def _open_socket(self) -> str:
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # mode 0700
+            endpoint = f"ipc://{self._folder}/engine"
+            self._bind(endpoint)
+        except (OSError, zmq.ZMQError) as error:
+            raise ConfigError(
+                f"There is no place for the engine's socket in {tempfile.gettempdir()}: {error.strerror}.",
+                fix="Set TMPDIR to a folder with a short path that can be written to.",
+            ) from error
+        return endpoint
+
+    def _bind(self, endpoint: str) -> None:
         self._context = zmq.Context()
         socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
         self._socket = socket

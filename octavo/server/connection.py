@@ -81,7 +81,11 @@ class Connection(HttpToolsProtocol):
     # -- the parser's calls --------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """The first byte of a request. It must not come before the reply to the one before: while a request waits
+        behind another one nothing is read, so nobody would see that the client has gone."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            message = "A request came before the reply to the one before."
+            self._refuse_in_parser(400, "pipelined", message, "Wait for each reply, or use several connections.")
         super().on_message_begin()
         if self._crowded:
             self.scope["state"]["crowded"] = True

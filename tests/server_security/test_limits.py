@@ -382,19 +382,18 @@ def test_a_silent_stream_gets_comments_and_clients_skip_them(start_server):
     import openai
 
     options = ServerOptions(port=0, sse_keep_alive=0.1)
-    with start_server(sim=SimOptions(step_seconds=0.35), options=options) as running:
+    with start_server(sim=SimOptions(step_seconds=0.25), options=options) as running:
         raw = running.raw_stream(COMPLETIONS, prompt="ab", max_tokens=3)
-        assert raw.count(b": keep-alive\n\n") >= 3 and raw.endswith(b"data: [DONE]\n\n")
+        assert raw.count(b": keep-alive\n\n") >= 2 and raw.endswith(b"data: [DONE]\n\n")
         with openai.OpenAI(base_url=running.url + "/v1", api_key="x", max_retries=0) as client:
             events = client.completions.create(model="sim", prompt="ab", max_tokens=3, stream=True)
             assert "".join(event.choices[0].text for event in events) == "aba"
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.5])
-def test_a_stream_that_speaks_gets_none(start_server, seconds):
-    options = ServerOptions(port=0, sse_keep_alive=seconds)
+def test_a_stream_that_speaks_gets_none(start_server):
+    options = ServerOptions(port=0, sse_keep_alive=0.3)
     with start_server(sim=SimOptions(step_seconds=0.05), options=options) as running:
-        assert b"keep-alive" not in running.raw_stream(COMPLETIONS, prompt="ab", max_tokens=25)
+        assert b"keep-alive" not in running.raw_stream(COMPLETIONS, prompt="ab", max_tokens=15)
 
 
 def test_one_key_with_hundreds_of_requests_delays_anothers_by_about_one_request(start_server):
