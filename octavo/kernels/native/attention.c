@@ -35,7 +35,7 @@ INLINE v8f sums_of_8(const v8f v[8]) {
     return (v8f)_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 #else
     v8f s;
-    for (int i = 0; i < 8; i++) s[i] = sum8(v[i]);
+    UNROLL for (int i = 0; i < 8; i++) s[i] = sum8(v[i]);
     return s;
 #endif
 }
@@ -47,14 +47,14 @@ INLINE void dots8(const paged_attention_arguments *a, const float *q, const long
                   const long type) {
     for (int half = 0; half < 8; half += 4) { /* 4 keys by 3 heads: 12 sums in registers */
         v8f acc[4][4];
-        for (int j = 0; j < 4; j++)
-            for (int h = 0; h < heads; h++) acc[j][h] = all8(0);
+        UNROLL for (int j = 0; j < 4; j++)
+            UNROLL for (int h = 0; h < heads; h++) acc[j][h] = all8(0);
         for (long i = 0; i < a->d; i += 8)
-            for (int j = 0; j < 4; j++) {
+            UNROLL for (int j = 0; j < 4; j++) {
                 v8f k = widen8(a->k_cache, at[half + j] + i, type);
-                for (int h = 0; h < heads; h++) acc[j][h] += k * load8(q + h * a->d + i);
+                UNROLL for (int h = 0; h < heads; h++) acc[j][h] += k * load8(q + h * a->d + i);
             }
-        for (int h = 0; h < heads; h++) {
+        UNROLL for (int h = 0; h < heads; h++) {
             v8f four[8] = {acc[0][h], acc[1][h], acc[2][h], acc[3][h], acc[0][h], acc[1][h], acc[2][h], acc[3][h]};
             v8f sums = sums_of_8(four) * (float)a->scale;
             memcpy(scores + h * CHUNK + half, &sums, 16);
@@ -67,16 +67,16 @@ INLINE void mix(const paged_attention_arguments *a, const float *weights, const 
                 const int heads, const long type) {
     for (long i = 0; i < a->d; i += 16) {
         v8f acc[4][2];
-        for (int h = 0; h < heads; h++) acc[h][0] = acc[h][1] = all8(0);
+        UNROLL for (int h = 0; h < heads; h++) acc[h][0] = acc[h][1] = all8(0);
         for (long j = 0; j < count; j++) {
             v8f v0 = widen8(a->v_cache, at[j] + i, type), v1 = widen8(a->v_cache, at[j] + i + 8, type);
-            for (int h = 0; h < heads; h++) {
+            UNROLL for (int h = 0; h < heads; h++) {
                 v8f w = all8(weights[h * CHUNK + j]);
                 acc[h][0] += w * v0;
                 acc[h][1] += w * v1;
             }
         }
-        for (int h = 0; h < heads; h++) {
+        UNROLL for (int h = 0; h < heads; h++) {
             store8(out + h * a->d + i, acc[h][0]);
             store8(out + h * a->d + i + 8, acc[h][1]);
         }
@@ -156,19 +156,19 @@ static void merge_chunks(const paged_attention_arguments *a, long row, long head
 INLINE void multiply(const float *a, long lda, const float *b, long ldb, long depth, float *c, long ldc,
                      const float *scales, const int rows) {
     v8f acc[STRIP][2];
-    for (int i = 0; i < rows; i++) {
+    UNROLL for (int i = 0; i < rows; i++) {
         acc[i][0] = scales ? load8(c + i * ldc) * scales[i] : all8(0);
         acc[i][1] = scales ? load8(c + i * ldc + 8) * scales[i] : all8(0);
     }
     for (long k = 0; k < depth; k++) {
         v8f b0 = load8(b + k * ldb), b1 = load8(b + k * ldb + 8);
-        for (int i = 0; i < rows; i++) {
+        UNROLL for (int i = 0; i < rows; i++) {
             v8f x = all8(a[i * lda + k]);
             acc[i][0] += x * b0;
             acc[i][1] += x * b1;
         }
     }
-    for (int i = 0; i < rows; i++) {
+    UNROLL for (int i = 0; i < rows; i++) {
         store8(c + i * ldc, acc[i][0]);
         store8(c + i * ldc + 8, acc[i][1]);
     }
@@ -182,22 +182,22 @@ typedef struct {
 INLINE void transpose8(const v8f rows[8], float *to, long stride) {
 #ifdef __AVX2__
     __m256 a[8], b[8];
-    for (int i = 0; i < 8; i += 2) {
+    UNROLL for (int i = 0; i < 8; i += 2) {
         a[i] = _mm256_unpacklo_ps((__m256)rows[i], (__m256)rows[i + 1]);
         a[i + 1] = _mm256_unpackhi_ps((__m256)rows[i], (__m256)rows[i + 1]);
     }
-    for (int i = 0; i < 8; i += 4)
-        for (int j = 0; j < 2; j++) {
+    UNROLL for (int i = 0; i < 8; i += 4)
+        UNROLL for (int j = 0; j < 2; j++) {
             b[i + 2 * j] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0x44);
             b[i + 2 * j + 1] = _mm256_shuffle_ps(a[i + j], a[i + j + 2], 0xee);
         }
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         store8(to + i * stride, (v8f)_mm256_permute2f128_ps(b[i], b[i + 4], 0x20));
         store8(to + (i + 4) * stride, (v8f)_mm256_permute2f128_ps(b[i], b[i + 4], 0x31));
     }
 #else
-    for (int i = 0; i < 8; i++)
-        for (int j = 0; j < 8; j++) to[i * stride + j] = rows[j][i];
+    UNROLL for (int i = 0; i < 8; i++)
+        UNROLL for (int j = 0; j < 8; j++) to[i * stride + j] = rows[j][i];
 #endif
 }
 
@@ -209,7 +209,7 @@ INLINE void load_tile(const paged_attention_arguments *a, long row, long head, l
         for (long i = 0; i < 8; i++) at[i] = begin + j + i < end ? place(a, row, head, begin + j + i) : -1;
         for (long c = 0; c < a->d; c += 8) {
             v8f rows[8];
-            for (int i = 0; i < 8; i++) {
+            UNROLL for (int i = 0; i < 8; i++) {
                 rows[i] = at[i] < 0 ? all8(0) : widen8(a->k_cache, at[i] + c, type);
                 store8(w->values + (j + i) * a->d + c, at[i] < 0 ? all8(0) : widen8(a->v_cache, at[i] + c, type));
             }

@@ -95,7 +95,7 @@ INLINE __m256 add_block(__m256 total, __m256i products, __m256 step, __m256 low,
     return _mm256_fmadd_ps(low, _mm256_broadcast_ss(sum), total);
 }
 
-#define EACH_TOKEN _Pragma("GCC unroll 4") for (int i = 0; i < tokens; i++)
+#define EACH_TOKEN UNROLL for (int i = 0; i < tokens; i++)
 
 /* `tokens` (1 to STREAM, a constant) by a panel, straight from memory */
 INLINE void stream_tile(const int4_linear_arguments *a, activations act, const uint8_t *w, long n, const int tokens) {
@@ -108,7 +108,7 @@ INLINE void stream_tile(const int4_linear_arguments *a, activations act, const u
         __m256i sum[STREAM];
         EACH_TOKEN sum[i] = _mm256_setzero_si256();
         const int8_t *q = act.q + b * BLOCK;
-        _Pragma("GCC unroll 4") for (int v = 0; v < 4; v++) {
+        UNROLL for (int v = 0; v < 4; v++) {
             __m256i both = _mm256_load_si256((const __m256i *)(w + 32 * v));
             __m256i first = _mm256_and_si256(both, low_halves);
             __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), low_halves);
@@ -150,7 +150,7 @@ INLINE void panel_tile(const int4_linear_arguments *a, activations act, const ui
     for (long b = 0; b < blocks; b++, wide += 256, q += BLOCK) {
         __m256i sum[TILE];
         EACH_TOKEN sum[i] = _mm256_setzero_si256();
-        _Pragma("GCC unroll 8") for (int g = 0; g < 8; g++) {
+        UNROLL for (int g = 0; g < 8; g++) {
             const __m256i weights = _mm256_load_si256((const __m256i *)(wide + 32 * g));
             EACH_TOKEN DOT4(sum[i], weights, q + i * k + 4 * g);
         }
