@@ -156,7 +156,13 @@ class App:
 
     async def _metrics_page(self, exchange: Exchange) -> None:
         ready = self.status == "ready"
-        text = self.metrics.text(self.names[0], self.llm.stats, ready=ready, num_open=self.llm.num_open)
+        text = self.metrics.text(
+            self.names[0],
+            self.llm.stats,
+            ready=ready,
+            num_open=self.llm.num_open,
+            num_restarts=self.llm.num_restarts,
+        )
         await exchange.reply(200, text.encode(), _METRICS_TYPE)
 
     # -- models --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -41,6 +42,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._crowded = False
         self._ignored = 0
+        self._unparsed = 0
         self._refusal: HttpError | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -72,9 +74,19 @@ class Connection(HttpToolsProtocol):
             if self._ignored > _MOST_IGNORED:
                 self.transport.abort()
             return
+        if self._unparsed:
+            self._take_body(data)
+            return
         if self._in_head:
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as stopped:
+            self._take_body(data[stopped.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+            return
         if self._in_head and self._head_bytes > self._limits.head_bytes and self._refusal is None:
             self._refuse(431, "headers_too_large", *self._too_large())
 
@@ -111,6 +123,24 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > self._limits.headers or size > self._limits.head_bytes:
             self._refuse_in_parser(431, "headers_too_large", *self._too_large())
         super().on_headers_complete()
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            length = dict(self.headers).get(b"content-length", b"0")
+            self._unparsed = int(length) if length.isdigit() and len(length) <= 18 else 0
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """The body is whole, unless the parser only thinks so."""
+        if not self._unparsed:
+            super().on_message_complete()
+
+    def _take_body(self, data: bytes) -> None:
+        """The body of a request that offered another protocol: the offer is ignored, but the parser stops at it."""
+        part = data[: self._unparsed]
+        self._unparsed -= len(part)
+        if part:
+            self.on_body(part)
+            if not self._unparsed:
+                super().on_message_complete()
 
     def _too_large(self) -> tuple[str, str]:
         limits = self._limits

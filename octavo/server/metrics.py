@@ -89,7 +89,7 @@ class Metrics:
         key = (route if route in ROUTES else "other", status)
         self.replies[key] = self.replies.get(key, 0) + 1
 
-    def text(self, model: str, stats: EngineStats, *, ready: bool, num_open: int) -> str:
+    def text(self, model: str, stats: EngineStats, *, ready: bool, num_open: int, num_restarts: int = 0) -> str:
         """The page of /metrics."""
         label = f'model_name="{_escape(model)}"'
         lines: list[str] = []
@@ -105,6 +105,11 @@ class Metrics:
             for name, (histogram, text) in self.histograms.items():
                 lines += [*_head(f"{prefix}:{name}", "histogram", text), *histogram.lines(f"{prefix}:{name}", labels)]
         lines += self._own(label, stats, ready, num_open)
+        name = "octavo:engine_restarts_total"
+        lines += [
+            *_head(name, "counter", "Engines started in place of one that died or hung; other counters begin anew.")
+        ]
+        lines += [f"{name}{{{label}}} {num_restarts}"]
         return "\n".join(lines) + "\n"
 
     def _own(self, label: str, stats: EngineStats, ready: bool, num_open: int) -> Iterator[str]:

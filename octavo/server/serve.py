@@ -134,6 +134,7 @@ def uvicorn_config(app: App) -> uvicorn.Config:
         lifespan="off",
         log_config=None,
         access_log=False,
+        log_level="error",
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=30,

@@ -114,6 +114,7 @@ def test_the_engine_is_killed(process_server, phase):
             await until_ready(http, 5.0)
             assert [text_of(await task) for task in waits] == [f"w{number}" * 3 for number in range(3)][: len(waits)]
             assert text_of(await ask(http, "xy", 4)) == "xyxy"
+            assert gauge((await http.get("/metrics")).text, "engine_restarts_total") == 1
             second = engine_of(process)
             assert second.pid != first.pid and gone(first)
             await asyncio.gather(*tasks, return_exceptions=True)

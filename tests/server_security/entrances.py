@@ -89,8 +89,15 @@ def python(server: Any, prompt: Any, *, headers: Any = None, **params: Any) -> O
     return Outcome(200, text=output.outputs[0].text, cached=output.num_cached_tokens)
 
 
+def embeddings(server: Any, prompt: Any, *, headers: Any = None, max_tokens: Any = None, **params: Any) -> Outcome:
+    return post(server, "/v1/embeddings", {"input": prompt, **params}, lambda data: "", headers)
+
+
+_SAMPLING = frozenset(SamplingParams.__struct_fields__)
+
 ENTRANCES = [
     Entrance("completions", completions, takes_ids=True),
     Entrance("chat", chat, takes_ids=False, lacks=frozenset({"prompt_logprobs"})),
     Entrance("python", python, takes_ids=True, is_http=False),
+    Entrance("embeddings", embeddings, takes_ids=True, lacks=_SAMPLING),
 ]

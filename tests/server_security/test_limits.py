@@ -147,6 +147,21 @@ def test_heads_that_are_too_much_get_json_and_an_end(server, parts, status, code
     assert server.post(COMPLETIONS, prompt="ab", max_tokens=2)["choices"]
 
 
+@pytest.mark.parametrize("split", [1, 400, 100_000])
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.3"])
+def test_an_offer_of_another_protocol_is_ignored_and_the_body_read(server, offer, split):
+    """As Java's client sends with every request."""
+    body = json.dumps({"prompt": "ab", "max_tokens": 4, "user": "u" * 1000}).encode()
+    data = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\nContent-Length: %d\r\n\r\n" % (
+        offer,
+        len(body),
+    )
+    data += body
+    first = len(data) - len(body)
+    raw, _ = talk(server, data[: first + split - 1], *filter(None, [data[first + split - 1 :]]), pause=0.01)
+    assert raw.startswith(b"HTTP/1.1 200") and b'"abab"' in raw
+
+
 @pytest.mark.security("A23")
 def test_an_endless_body_is_cut_at_the_limit_and_not_kept(start_server):
     options = ServerOptions(port=0, max_body_bytes=1 << 20)
