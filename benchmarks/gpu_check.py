@@ -16,13 +16,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, BeamSearchParams, SamplingParams
 from octavo.bench.offline import run_workload
 from octavo.bench.profile import profile
 from octavo.bench.record import environment
@@ -90,11 +90,14 @@ def check() -> dict[str, Any]:
         options: dict[str, Any] = {"skip_tokenizer_init": True, "max_num_seqs": 64, "num_gpu_blocks_override": 4000}
         with LLM(str(folder), device="cpu", **options) as cpu:
             expected = [scores(r) for r in cpu.generate(texts[:12], score, use_tqdm=False)]
+            vectors = embeddings(cpu, texts[:12])
         with LLM(str(folder), device="cuda", **options) as gpu:
             got = [scores(r) for r in gpu.generate(texts[:12], score, use_tqdm=False)]
             graphs = [ids(r) for r in gpu.generate(texts, mixed, use_tqdm=False)]
             again = [ids(r) for r in gpu.generate(texts, mixed, use_tqdm=False)]
             alone = [ids(gpu.generate(t, p, use_tqdm=False)[0]) for t, p in zip(texts[:12], mixed, strict=False)]
+            out["embedding_cosine_min"] = float((embeddings(gpu, texts[:12]) * vectors).sum(1).min())
+            out["beam_score_error_max"] = beam_error(gpu, texts[:6])
             stats = gpu.stats()
         with LLM(str(folder), device="cuda", enforce_eager=True, async_scheduling=False, **options) as gpu:
             eager = [ids(r) for r in gpu.generate(texts, mixed, use_tqdm=False)]
@@ -105,6 +108,23 @@ def check() -> dict[str, Any]:
     out["same_tokens_batch_and_alone"] = agreement(graphs[:12], alone)
     out["pages_free_at_end"] = stats.num_free_pages == stats.num_pages
     return out
+
+
+def embeddings(llm: LLM, texts: list[list[int]]) -> torch.Tensor:
+    """[2 x prompts, hidden_size]: last token's and mean, of length one."""
+    kinds: tuple[Literal["last", "mean"], ...] = ("last", "mean")
+    found = [llm.embed(texts, pooling=kind, use_tqdm=False) for kind in kinds]
+    return torch.tensor([result.outputs.embedding for results in found for result in results])
+
+
+def beam_error(llm: LLM, texts: list[list[int]]) -> float:
+    """How far a beam's sum of logprobs is from the same answer's, scored anew as a prompt; the largest difference."""
+    params = BeamSearchParams(beam_width=4, max_tokens=24, ignore_eos=True)
+    answers = [s for found in llm.beam_search(texts, params, use_tqdm=False) for s in found.sequences]
+    score = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    again = llm.generate([answer.tokens for answer in answers], score, use_tqdm=False)
+    sums = [sum(scores(result)[-24:]) for result in again]
+    return max(abs(one - answer.cum_logprob) for one, answer in zip(sums, answers, strict=True))
 
 
 def scores(result: Any) -> list[float]:
