@@ -52,6 +52,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         prompt_logprobs: the same for each prompt token but the first.
         logit_bias: token id to an addition to its logit.
         allowed_token_ids, banned_token_ids: restrict the vocabulary.
+        kept_special_tokens: control tokens, as they are spelled, that `skip_special_tokens` leaves in the text.
         structured_outputs: what the answer must look like; the ids it forbids are barred, whatever else is asked.
         use_beam_search: search for the n most likely answers instead of drawing them (see `BeamSearchParams`).
     """
@@ -77,6 +78,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     allowed_token_ids: tuple[int, ...] | None = None
     banned_token_ids: tuple[int, ...] = ()
     skip_special_tokens: bool = True
+    kept_special_tokens: tuple[str, ...] = ()
     detokenize: bool = True
     use_beam_search: bool = False
     length_penalty: float = 1.0

@@ -18,6 +18,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024  # of one stop string
 MAX_STOP_CHARS_IN_ALL = 4096
 MAX_STOP_TOKEN_IDS = 128
+MAX_KEPT = 64  # control tokens that stay in the text
 MAX_LOGIT_BIASES = 1024
 MAX_PRIORITY = 2**31 - 1
 
@@ -73,6 +74,9 @@ def validate_params(
         if getattr(params, name) is not None:
             _integer(name, getattr(params, name), 0, max_logprobs, "the server's --max-logprobs sets the bound")
     _stop_strings(params, has_tokenizer)
+    kept: Any = params.kept_special_tokens
+    if not isinstance(kept, tuple | list) or len(kept) > MAX_KEPT or not all(isinstance(each, str) for each in kept):
+        _refuse("kept_special_tokens", kept, f"it is no tuple of at most {MAX_KEPT} strings", "Name control tokens.")
     _ids("stop_token_ids", params.stop_token_ids, vocab_size, MAX_STOP_TOKEN_IDS)
     _logit_bias(params.logit_bias, vocab_size)
     _choices(params, vocab_size, eos_token_ids)

@@ -24,6 +24,7 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _CONTINUE = "\ufddf"  # a noncharacter: no text has it
 
 Mark = Callable[[str], str]
+_PROBE = "octavoprobe"
 _environment = ChatEnvironment()
 
 
@@ -59,7 +60,7 @@ class ChatTemplate:
         Found by asking it. A template that cannot render the probe alone counts as one for strings; one that exceeds
         its bounds on so little is not asked again.
         """
-        word = "octavoprobe"
+        word = _PROBE
         shapes: list[Any] = [word, [{"type": "text", "text": word}]]
         printed = []
         for content in shapes:
@@ -73,6 +74,31 @@ class ChatTemplate:
             printed.append(word in text and f"'{word}'" not in text and f'"{word}"' not in text)
         strings, parts = printed if len(printed) == len(shapes) else (True, False)
         return strings or not parts, parts
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether the template tells the model of tools. Found by asking it."""
+        tool = {"type": "function", "function": {"name": _PROBE, "description": "", "parameters": {"type": "object"}}}
+        return _PROBE in self._probe({"messages": [{"role": "user", "content": "x"}], "tools": [tool]})
+
+    @cached_property
+    def _takes_argument_text(self) -> bool:
+        """Whether a call's arguments must be JSON text: as an object the template fails on them or shows Python's."""
+
+        def shows(arguments: Any) -> bool:
+            call = {"id": "call00000", "type": "function", "function": {"name": "f", "arguments": arguments}}
+            chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+            text = self._probe({"messages": chat})
+            return _PROBE in text and f"'{_PROBE}'" not in text
+
+        return not shows({_PROBE: "x"}) and shows(json.dumps({_PROBE: "x"}))
+
+    def _probe(self, variables: dict[str, Any]) -> str:
+        """What the template makes of them; "" if it fails."""
+        try:
+            return self._run({"tools": None, "add_generation_prompt": False, "documents": None} | variables, 1000)
+        except InvalidRequestError:
+            return ""
 
     def render(
         self,
@@ -109,6 +135,10 @@ class ChatTemplate:
         if self._hopeless is not None:
             raise self._hopeless.with_traceback(None)
         chat = [_message(message, index, strings, parts) for index, message in enumerate(_checked(messages))]
+        for message in chat:
+            calls = message.get("tool_calls")
+            if isinstance(calls, list | tuple) and not self._takes_argument_text:
+                message["tool_calls"] = [_tool_call(call) for call in calls]
         values = _Copier(mark)
         variables = {
             **_check_kwargs(kwargs or {}),
@@ -209,10 +239,7 @@ def _message(message: Mapping[str, Any], index: int, strings: bool, parts: bool)
         )
     if isinstance(content, str) and not strings:
         content = [{"type": "text", "text": content}] if content else []
-    shaped = {**message, "content": content}
-    if isinstance(message.get("tool_calls"), list | tuple):
-        shaped["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
-    return shaped
+    return {**message, "content": content}
 
 
 def _part_text(part: Any, where: str) -> str:
@@ -229,7 +256,7 @@ def _part_text(part: Any, where: str) -> str:
 
 
 def _tool_call(call: Any) -> Any:
-    """Arguments arrive as JSON text, as the API has them; templates expect the object."""
+    """Arguments arrive as JSON text, as the API has them; most templates expect the object."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call

@@ -7,7 +7,7 @@ once. Text is whole characters: bytes that may still become one are kept until t
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tokenizers.decoders import DecodeStream
 
@@ -25,13 +25,22 @@ class Detokenizer:
     Args:
         skip_special_tokens: control tokens give no text.
         continuation: the text goes on from earlier text, so a SentencePiece vocabulary's leading space stays.
+        kept: spellings of control tokens that give text nevertheless.
     """
 
     __slots__ = ("_decoder", "_pending", "_strip", "_texts", "_tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, continuation: bool = False):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        continuation: bool = False,
+        kept: Collection[str] = (),
+    ):
         self._tokenizer = tokenizer
-        self._texts = tokenizer.visible_texts if skip_special_tokens else tokenizer.texts
+        self._texts = tokenizer.texts
+        if skip_special_tokens:
+            self._texts = tokenizer.texts_keeping(kept) if kept else tokenizer.visible_texts
         self._decoder = _UTF8("replace")
         self._pending = False  # the decoder holds the first bytes of a character
         self._strip = tokenizer.codec is not None and tokenizer.codec.strip_leading_space and not continuation
@@ -71,8 +80,14 @@ class _StreamDetokenizer(Detokenizer):
 
     __slots__ = ("_given", "_ids", "_stream")
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, continuation: bool = False):
-        super().__init__(tokenizer, skip_special_tokens, continuation)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        skip_special_tokens: bool = True,
+        continuation: bool = False,
+        kept: Collection[str] = (),
+    ):
+        super().__init__(tokenizer, skip_special_tokens, continuation, kept)
         self._stream = DecodeStream(skip_special_tokens=False)
         self._ids: list[int] = []
         self._given = 0
@@ -91,7 +106,12 @@ class _StreamDetokenizer(Detokenizer):
         return rest
 
 
-def detokenizer(tokenizer: Tokenizer, skip_special_tokens: bool = True, continuation: bool = False) -> Detokenizer:
+def detokenizer(
+    tokenizer: Tokenizer,
+    skip_special_tokens: bool = True,
+    continuation: bool = False,
+    kept: Collection[str] = (),
+) -> Detokenizer:
     """The detokenizer that suits the tokenizer's decoder; arguments as of `Detokenizer`."""
     kind = Detokenizer if tokenizer.codec else _StreamDetokenizer
-    return kind(tokenizer, skip_special_tokens, continuation)
+    return kind(tokenizer, skip_special_tokens, continuation, kept)

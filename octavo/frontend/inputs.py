@@ -13,6 +13,8 @@ import msgspec
 from octavo.errors import ContextLengthError, InvalidRequestError
 from octavo.frontend.chat_encoder import ChatEncoder
 from octavo.frontend.chat_template import ChatTemplate, user_strings
+from octavo.frontend.parsers.names import get
+from octavo.frontend.parsers.prompting import in_words, needs_words
 from octavo.frontend.tokenizer import Tokenizer
 from octavo.request import EngineRequest, SamplingParams
 from octavo.validation import resolve_max_tokens, validate_params, validate_prompt, validate_routing
@@ -49,8 +51,15 @@ class InputProcessor:
         self.max_logprobs = max_logprobs
         self.eos_token_ids = tokenizer.eos_token_ids if tokenizer else ()
         self._adapters = frozenset(adapters)
+        self.tool_format = get("hermes")  # how tools are put to a model whose template knows none
         self._seeds = random.Random(os.urandom(32) if seed is None else seed)  # noqa: S311 - sampling, not secrets
         self._chats = _chat_encoders(tokenizer, chat_template) if tokenizer else {}
+
+    @property
+    def template_source(self) -> str:
+        """The chat templates' Jinja, that for tools first; "" without any."""
+        names = sorted(self._chats, key=lambda name: name != "tool_use")
+        return "\n".join(self._chats[name].template.source for name in names)
 
     def completion(
         self,
@@ -174,6 +183,8 @@ class InputProcessor:
                 fix="Use /v1/completions, or start the server with --chat-template.",
                 param="messages",
             )
+        if needs_words(messages, tools) and not encoder.template.takes_tools:
+            messages, tools = in_words(messages, tools, self.tool_format), None
         self._check_chars(sum(map(len, user_strings(messages))), "messages")
         text, ids = encoder.encode(
             messages,

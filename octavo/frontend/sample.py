@@ -123,7 +123,9 @@ class Sample:
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None and params.detokenize:
             continuation = _continues_text(tokenizer, request.prompt_token_ids)
-            self._detokenizer = detokenizer(tokenizer, params.skip_special_tokens, continuation)
+            self._detokenizer = detokenizer(
+                tokenizer, params.skip_special_tokens, continuation, params.kept_special_tokens
+            )
         self.push: Callable[[int], str] = self._detokenizer.push if self._detokenizer is not None else _no_text
         self.plain = self.logprobs is None and not (params.stop and self._detokenizer is not None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,9 @@ class _Bytes(dict[int, bytes]):
         return value
 
 
+_MAX_KEPT = 64  # sets of kept control tokens whose texts are remembered
+
+
 class _Texts(dict[int, str | None]):
     """Token id to its text, filled on first use; None where the bytes are not whole UTF-8 characters."""
 
@@ -106,6 +109,7 @@ class Tokenizer:
         self._bytes = _Bytes(backend, self.codec.to_bytes if self.codec else str.encode)
         self.texts: dict[int, str | None] = _Texts(self._bytes)
         self.visible_texts: dict[int, str | None] = _Texts(self._bytes, self._special_ids)
+        self._texts_keeping: dict[frozenset[int], dict[int, str | None]] = {frozenset(): self.visible_texts}
         unknown = getattr(backend.model, "unk_token", None)
         self._unknown_id = backend.token_to_id(unknown) if isinstance(unknown, str) else None
 
@@ -169,6 +173,15 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """Source of the model's own chat template, if it has one."""
         return self.facts.chat_templates.get("default")
+
+    def texts_keeping(self, spellings: Collection[str]) -> dict[int, str | None]:
+        """`visible_texts`, but control tokens of these spellings have their text."""
+        kept = frozenset(i for i in self._special_ids if self.backend.id_to_token(i) in spellings)
+        if kept not in self._texts_keeping:
+            if len(self._texts_keeping) >= _MAX_KEPT:
+                self._texts_keeping.clear()
+            self._texts_keeping[kept] = _Texts(self._bytes, self._special_ids - kept)
+        return self._texts_keeping[kept]
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token, which text decoded with `skip_special_tokens` leaves out."""
