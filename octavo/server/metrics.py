@@ -78,8 +78,8 @@ class Metrics:
         if request.first_token_time:
             observed["time_to_first_token_seconds"] = times.time_to_first_token
             longest = max(len(sample.token_ids) for sample in request.samples)
-            if longest > 1:
-                after = times.total_time - times.time_to_first_token
+            after = times.total_time - times.time_to_first_token
+            if longest > 1 and after > 0:  # beams come all at once
                 observed["request_time_per_output_token_seconds"] = after / (longest - 1)
         for name, value in observed.items():
             self.histograms[name][0].observe(value)
@@ -125,6 +125,7 @@ class Metrics:
             ),
             ("evictions_total", "counter", "Cached pages given to something else.", stats.num_evictions),
             ("steps_total", "counter", "Steps of the engine.", stats.num_steps),
+            ("jump_tokens_total", "counter", "Tokens that a grammar left no choice about.", stats.jump_tokens),
             ("admission_rejections_total", "counter", "Requests refused with 503.", self.rejected),
         )
         for name, kind, text, value in own:
