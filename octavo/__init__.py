@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from octavo.request import BeamSearchParams, CompletionOutput, RequestOutput, SamplingParams
+from octavo.request import BeamSearchParams, CompletionOutput, RequestOutput, SamplingParams, StructuredOutputs
 
 if TYPE_CHECKING:
     from octavo.async_llm import AsyncLLM
     from octavo.llm import LLM
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "BeamSearchParams", "CompletionOutput", "RequestOutput", "SamplingParams"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputs",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,6 +34,7 @@ from octavo.frontend.chat_template import user_strings
 from octavo.frontend.drain_rate import DrainRate
 from octavo.frontend.embedding import check_dimensions, embedding_output
 from octavo.frontend.load import Frontend, load_frontend
+from octavo.frontend.off_loop import OffLoop
 from octavo.frontend.sample import OpenRequest, Update
 from octavo.request import (
     EmbeddingRequestOutput,
@@ -50,7 +51,6 @@ State = Literal["new", "loading", "ready", "hung", "restarting", "dead", "closed
 T = TypeVar("T")
 
 HUNG_SECONDS = 30.0
-_LONG_PROMPT = 4096  # characters; what is longer is tokenized off the event loop
 
 
 class UpdateStream:
@@ -210,6 +210,7 @@ class AsyncLLM:
         self._info: EngineInfo | None = None
         self._frontend: Frontend | None = None
         self._handles = itertools.count(1)
+        self._off_loop = OffLoop()
         self._streams: dict[int, UpdateStream] = {}
         self._waiting: dict[int, str] = {}  # handles that the engine has not begun with, and their tenants
         self._waiting_of: Counter[str] = Counter()
@@ -253,6 +254,9 @@ class AsyncLLM:
         if self._state != "dead":
             self._state = "closed"
         self.fail_open(EngineDeadError("The engine was closed."))
+        self._off_loop.close()
+        if self._frontend is not None:
+            self._frontend.inputs.grammars.close()
         await self._client.close()
 
     async def __aenter__(self) -> AsyncLLM:
@@ -380,7 +384,7 @@ class AsyncLLM:
         def make() -> EngineRequest:
             return inputs.completion(prompt, params, request_id=request_id or new_id(), handle=handle, **options)
 
-        return await _off_loop(make, len(prompt))
+        return await self._off_loop.make_guided(make, len(prompt), params, inputs)
 
     async def chat_request(
         self, messages: Messages, params: SamplingParams, *, request_id: str | None = None, **options: Any
@@ -392,7 +396,8 @@ class AsyncLLM:
         def make() -> EngineRequest:
             return inputs.chat(messages, params, request_id=request_id or new_id(), handle=handle, **options)
 
-        return await _off_loop(make, sum(map(len, user_strings(messages))))
+        size = sum(map(len, user_strings(messages)))
+        return await self._off_loop.make_guided(make, size, params, inputs)
 
     async def embedding_request(
         self, prompt: Prompt, *, request_id: str | None = None, **options: Any
@@ -404,7 +409,7 @@ class AsyncLLM:
         def make() -> EngineRequest:
             return inputs.embedding(prompt, request_id=request_id or new_id(), handle=handle, **options)
 
-        return await _off_loop(make, len(prompt))
+        return await self._off_loop.make(make, len(prompt))
 
     async def embed(
         self,
@@ -591,8 +596,3 @@ def _on_behalf(caller: Caller, request: EngineRequest) -> EngineRequest:
     if not caller.tenant and not caller.cache_secret:
         return request
     return msgspec.structs.replace(request, tenant=caller.tenant, cache_salt=caller.salt(request.cache_salt))
-
-
-async def _off_loop(make: Callable[[], T], size: int) -> T:
-    """Short work at once, long work in a thread."""
-    return make() if size <= _LONG_PROMPT else await asyncio.to_thread(make)

@@ -50,6 +50,9 @@ class ModelOptions:
     )
     skip_tokenizer_init: bool = flag(False, "Token ids in, token ids out; no tokenizer is loaded.")
     chat_template: str | None = flag(None, "Jinja file that replaces the model's own chat template.")
+    structured_outputs_timeout: float = flag(
+        5.0, "Seconds that a request's schema, pattern or grammar may take to compile.", min=0.1, max=60.0
+    )
     seed: int = flag(0, "Seed of dummy weights and of requests that bring none.")
 
 
@@ -116,6 +119,14 @@ class ServerOptions:
         (), "Name with a dot that clients may use for a server on loopback without a key, as a proxy's.", repeat=True
     )
     served_model_name: tuple[str, ...] = flag((), "Names clients may use for the model.", repeat=True)
+    enable_auto_tool_choice: bool = flag(True, "Take tool_choice auto: the model decides whether it calls functions.")
+    tool_call_parser: str = flag(
+        "auto",
+        "How the model writes calls: a format's name, auto (as its chat template shows, else hermes), or none.",
+    )
+    reasoning_parser: str = flag(
+        "auto", "How the model writes reasoning: a format's name, auto (as its chat template shows), or none."
+    )
     max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
     max_body_bytes: int = flag(32 << 20, "Larger request bodies get 413.", min=1024)
     max_choices: int = flag(1024, "Most sequences one request may ask for: prompts times n.", min=1)

@@ -14,6 +14,7 @@ from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
 from octavo.errors import InvalidRequestError
 from octavo.frontend.embedding import check_dimensions, embedding_output
+from octavo.frontend.grammar import encoded_vocabulary
 from octavo.frontend.load import load_frontend
 from octavo.frontend.sample import OpenRequest, Update
 from octavo.progress import BatchProgress
@@ -49,7 +50,7 @@ class LLM:
 
     def __init__(self, model: str = "SmolLM2-135M-Instruct", *, progress: Progress | None = None, **options: Any):
         config = EngineConfig.of(model=model, **options)
-        self._engine = Engine(config, progress)
+        self._engine = Engine(config, progress, lambda size: encoded_vocabulary(self.tokenizer, size))
         self._frontend = load_frontend(config, self._engine.info)
         self._max_queued = config.scheduler.max_num_queued_reqs
         self._handles = itertools.count(1)
@@ -254,6 +255,7 @@ class LLM:
 
     def close(self) -> None:
         """Free the model, its KV memory and its threads."""
+        self._frontend.inputs.grammars.close()
         self._engine.close()
 
     def __enter__(self) -> LLM:

@@ -90,6 +90,8 @@ class StepPlan:
         free_rows: rows whose sequence ended or was preempted.
         block_rows, block_starts, block_counts, block_pages: for each i,
             block_table[block_rows[i], block_starts[i]:][:block_counts[i]] = the next block_counts[i] pages.
+        mask_rows: [G], rows that keep a grammar; masks: int32 [G, (V + 31) // 32], bit i of word w allows the token
+            32 w + i to be drawn in this step.
         copy_pages: [C, 2] of (source, destination), copied in every layer before the forward pass.
     """
 
@@ -109,6 +111,8 @@ class StepPlan:
     copy_pages: Int32Array = field(default_factory=lambda: np.empty((0, 2), np.int32))
     prompt_logprobs: tuple[PromptLogprobsPlan, ...] = ()
     pooling: tuple[PoolingPlan, ...] = ()
+    mask_rows: Int32Array = field(default_factory=_empty)
+    masks: Int32Array = field(default_factory=lambda: np.empty((0, 0), np.int32))
 
     @property
     def num_tokens(self) -> int:

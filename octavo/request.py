@@ -175,7 +175,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 class Finished(msgspec.Struct, frozen=True, array_like=True):
     """The end of one sample. `stop_reason` is the stop id that matched (None for EOS); `error` is set on "error".
 
-    `cumulative_logprob` is the sum of the tokens' logprobs, which only beam search tells.
+    `cumulative_logprob` is the sum of the tokens' logprobs, which only beam search tells. `complete`: on "stop", the
+    last token is text, as a grammar ended with it and needed no id that says so.
     """
 
     handle: int
@@ -184,6 +185,7 @@ class Finished(msgspec.Struct, frozen=True, array_like=True):
     stop_reason: int | None = None
     error: str = ""
     cumulative_logprob: float | None = None
+    complete: bool = False
 
 
 class Started(msgspec.Struct, frozen=True, array_like=True):
@@ -231,6 +233,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     num_steps: int = 0
+    jump_tokens: int = 0  # generated without being drawn, as a grammar left no other
 
 
 class StepOutputs(msgspec.Struct, frozen=True, array_like=True):

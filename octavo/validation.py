@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from octavo.errors import ContextLengthError, InvalidRequestError
+from octavo.grammar.bounds import check_structured_outputs
 from octavo.request import SamplingParams
 
 MAX_N = 128
@@ -81,6 +82,8 @@ def validate_params(
     _logit_bias(params.logit_bias, vocab_size)
     _choices(params, vocab_size, eos_token_ids)
     _beams(params, vocab_size, eos_token_ids)
+    if params.structured_outputs is not None:
+        check_structured_outputs(params.structured_outputs)
 
 
 def validate_prompt(token_ids: Sequence[int], vocab_size: int, max_model_len: int, *, answers: bool = True) -> None:
@@ -213,6 +216,7 @@ def _leaves_none(allowed: Sequence[int] | None, barred: set[int], vocab_size: in
 _NOT_WITH_BEAMS: dict[str, Any] = {
     "temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0,
     "frequency_penalty": 0, "logit_bias": None, "allowed_token_ids": None, "banned_token_ids": (), "stop": (),
+    "structured_outputs": None,
 }  # fmt: skip
 """What draws or changes a token has no place in a search for the most likely ones; neutral values are taken."""
 

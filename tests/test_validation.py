@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.errors import ContextLengthError, InvalidRequestError
-from octavo.request import SamplingParams
+from octavo.request import SamplingParams, StructuredOutputs
 from octavo.validation import resolve_max_tokens, validate_params, validate_prompt, validate_routing
 
 LIMITS: dict[str, Any] = {"vocab_size": 100, "max_model_len": 50, "max_logprobs": 5}
@@ -64,6 +64,10 @@ GOOD: list[dict[str, Any]] = [
 ]
 
 BAD: list[tuple[str, Any]] = [
+    *[
+        ("structured_outputs", value)
+        for value in ("json", {}, StructuredOutputs(), StructuredOutputs(regex="a{9999}{9}"))
+    ],
     *[("n", value) for value in (0, -1, 129, 2**70, 1.0, True, "1", None)],
     *[("temperature", value) for value in (-0.1, 2.01, NAN, INF, -INF, "1", None, True, [], 10**400)],
     *[("top_p", value) for value in (0, 0.0, -1, 1.01, NAN, INF, "1", None)],

@@ -93,7 +93,7 @@ class ProcessClient:
     """
 
     def __init__(
-        self, config: EngineConfig, *, module: str = "octavo.engine.process", arguments: Sequence[str] = ()
+        self, config: EngineConfig, *, module: str = "octavo.engine_process", arguments: Sequence[str] = ()
     ) -> None:
         self._config = config
         self._command = [sys.executable, "-m", module, *arguments]

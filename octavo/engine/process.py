@@ -1,4 +1,4 @@
-"""The engine's own process: `python -m octavo.engine.process`, started by `octavo.engine.client.ProcessClient`.
+"""The engine's own process (`octavo.engine_process` is what runs), started by `octavo.engine.client.ProcessClient`.
 
 One loop: drain the inbox, run a step, send what it brought. It never waits while there is work. The process ends when
 it is told to, when a step raises, and when its parent is gone.
@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import zmq
@@ -205,13 +205,3 @@ def _end_with_stdin(endpoint: str) -> None:
         pass
     shutil.rmtree(os.path.dirname(endpoint.removeprefix("ipc://")), ignore_errors=True)
     os._exit(1)
-
-
-def _model_engine(config: EngineConfig, progress: Progress) -> Any:
-    from octavo.engine.core import Engine
-
-    return Engine(config, progress)
-
-
-if __name__ == "__main__":
-    sys.exit(main(_model_engine))

@@ -13,9 +13,11 @@ import msgspec
 from octavo.errors import ContextLengthError, InvalidRequestError
 from octavo.frontend.chat_encoder import ChatEncoder
 from octavo.frontend.chat_template import ChatTemplate, user_strings
+from octavo.frontend.grammar import vocabulary_of
 from octavo.frontend.parsers.names import get
 from octavo.frontend.parsers.prompting import in_words, needs_words
 from octavo.frontend.tokenizer import Tokenizer
+from octavo.grammar.checker import GrammarChecker
 from octavo.request import EngineRequest, SamplingParams
 from octavo.validation import resolve_max_tokens, validate_params, validate_prompt, validate_routing
 
@@ -32,6 +34,7 @@ class InputProcessor:
         chat_template: Jinja source that replaces the model's own.
         max_logprobs: most top logprobs a request may ask for.
         adapters: names that requests may choose.
+        structured_outputs_timeout: seconds that a grammar may take to compile.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class InputProcessor:
         chat_template: str | None = None,
         max_logprobs: int = 20,
         adapters: Collection[str] = (),
+        structured_outputs_timeout: float = 5.0,
     ):
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
@@ -53,6 +57,7 @@ class InputProcessor:
         self._adapters = frozenset(adapters)
         self.tool_format = get("hermes")  # how tools are put to a model whose template knows none
         self._seeds = random.Random(os.urandom(32) if seed is None else seed)  # noqa: S311 - sampling, not secrets
+        self.grammars = GrammarChecker(lambda: vocabulary_of(tokenizer, vocab_size), timeout=structured_outputs_timeout)
         self._chats = _chat_encoders(tokenizer, chat_template) if tokenizer else {}
 
     @property
@@ -256,6 +261,7 @@ class InputProcessor:
             stop=tuple(params.stop),
             stop_token_ids=tuple(params.stop_token_ids),
         )
+        spec = params.structured_outputs
         return EngineRequest(
             handle=handle,
             request_id=request_id,
@@ -266,6 +272,7 @@ class InputProcessor:
             arrival_time=time.monotonic() if arrival_time is None else arrival_time,
             cache_salt=cache_salt,
             adapter=adapter,
+            grammar=self.grammars.check(spec) if spec is not None else "",
         )
 
 

@@ -48,6 +48,7 @@ def load_frontend(config: EngineConfig, limits: Limits, *, max_logprobs: int = 2
         seed=config.model.seed,
         chat_template=_chat_template(config.model.chat_template),
         max_logprobs=max_logprobs,
+        structured_outputs_timeout=config.model.structured_outputs_timeout,
     )
     return Frontend(tokenizer, inputs, OutputProcessor(tokenizer))
 

@@ -158,7 +158,7 @@ class Sample:
         self.cumulative_logprob = ending.cumulative_logprob
         texts, released = [], []
         for rank, token_id in enumerate(token_ids):
-            silent = ending.reason == "stop" and rank == len(token_ids) - 1
+            silent = ending.reason == "stop" and not ending.complete and rank == len(token_ids) - 1
             shown = "" if silent and not self._params.include_stop_str_in_output else self.push(token_id)
             text, entries_out = self._advance(token_id, entries[rank] if rank < len(entries) else None, shown)
             texts.append(text)

@@ -75,6 +75,8 @@ class Runner:
         record_decodes: bool = True,
     ):
         self._model, self._kv_caches, self._cos_sin, self._attend = model, kv_caches, cos_sin, attend
+        # Pages as bytes: numpy copies a few of them in a thread's time, torch's indexing calls all threads together.
+        self._pages = [cache.view(torch.uint8).view(len(cache), -1).numpy() for pair in kv_caches for cache in pair]
         self._rows = RowTable(max_num_seqs, max_model_len, page_size)
         self._sampler = Sampler(SamplerState(max_num_seqs, vocab_size))
         self._graphs = DecodeGraphs(self._logits_of_all, self._rows) if record_decodes else None
@@ -93,7 +95,7 @@ class Runner:
         """Wait for what was launched and let go of the memory."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
-        self._kv_caches = []
+        self._kv_caches, self._pages = [], []
 
     def _run(self, plan: StepPlan) -> StepResult:
         """A step whose computation raises, fails its own requests: every row is reported in `failed`."""
@@ -123,11 +125,12 @@ class Runner:
                 logger.exception("the parameters of row %d cannot be used", new_row.row)
                 self._sampler.state.set_row(dataclasses.replace(new_row, params=SamplingParams(temperature=0)))
                 broken.add(new_row.row)
+        for row, words in zip(plan.mask_rows.tolist(), plan.masks, strict=True):
+            self._sampler.state.set_mask(row, words)
         if len(plan.copy_pages):
-            sources, destinations = torch.from_numpy(plan.copy_pages.astype(np.int64)).unbind(1)
-            for keys, values in self._kv_caches:
-                keys[destinations] = keys[sources]
-                values[destinations] = values[sources]
+            sources, destinations = plan.copy_pages.T
+            for pages in self._pages:
+                pages[destinations] = pages[sources]
         return broken
 
     def _hidden_states(

@@ -104,6 +104,13 @@ class SamplerState:
         self.special[new.row] = not (row.greedy and row.plain)
         self.scored[new.row] = new.params.logprobs is not None
 
+    def set_mask(self, row: int, words: npt.NDArray[np.int32]) -> None:
+        """What a row's grammar allows next, in the packing of `StepPlan.masks`; it holds until the next call."""
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=self.vocab_size)
+        entry = self[row]
+        entry.allowed, entry.plain = torch.from_numpy(bits.view(np.bool_)), False
+        self.special[row] = True
+
     def clear_row(self, row: int) -> None:
         self.rows[row] = None
 

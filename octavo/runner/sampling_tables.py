@@ -24,9 +24,14 @@ class DeviceRows:
         self._vocab_size, self._device = vocab_size, device
 
     def update(self, plan: StepPlan) -> None:
-        """Set the rows that the plan begins. Rows that end need nothing: their next owner sets everything."""
-        if not plan.new_rows:
-            return
+        """Set the rows that the plan begins, and what grammars allow. Rows that end need nothing."""
+        if plan.new_rows:
+            self._begin(plan)
+        if len(plan.mask_rows):
+            self.tables.mask.index_copy_(0, self._send(plan.mask_rows.astype(np.int64)), self._send(plan.masks))
+
+    def _begin(self, plan: StepPlan) -> None:
+        """Set the rows that the plan begins; their next owner sets everything."""
         count = len(plan.new_rows)
         floats, ints = np.zeros((count, 8), np.float32), np.zeros((count, 8), np.int32)
         seeds = np.zeros(count, np.int64)
@@ -63,6 +68,7 @@ class DeviceRows:
     def _flags(new: NewRow) -> int:
         params = new.params
         masked = params.allowed_token_ids is not None or bool(params.banned_token_ids)
+        masked |= params.structured_outputs is not None  # its mask comes with every step
         penalised = params.repetition_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
         ranked = params.logprobs is not None
         return masked * _HAS_MASK | penalised * _HAS_PENALTIES | ranked * _WANTS_RANK

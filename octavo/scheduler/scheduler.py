@@ -22,6 +22,7 @@ from octavo.scheduler.beams_rows import BeamRun, BeamRuns, Hands
 from octavo.scheduler.collected import Collected
 from octavo.scheduler.config import SchedulerConfig
 from octavo.scheduler.draft import Chunk, Draft, Launched
+from octavo.scheduler.guided import Guide, Guided
 from octavo.scheduler.invariants import check_invariants
 from octavo.scheduler.logprobs import sample_logprobs, scored_prompt
 from octavo.scheduler.queue import WaitingQueue
@@ -48,6 +49,7 @@ class Scheduler:
         self._forking: list[Group] = []  # their first sample has computed the prompt
         self._beams = BeamRuns()
         self._hands = Hands(self._rows, self.pool, config.page_size, self._start_row, self._take_chunk, self._leave_row)
+        self._guided = Guided(self._hands, self._chunking.append, self._end)
         self._launched: deque[Launched] = deque()
         self._freed_rows: list[int] = []
         self._started: list[Started] = []
@@ -56,14 +58,27 @@ class Scheduler:
 
     # -- entering and leaving ------------------------------------------------------------------------------------
 
-    def add(self, request: EngineRequest) -> None:
-        """Queue a request.
+    def add(self, request: EngineRequest, guide: Guide | None = None) -> None:
+        """Queue a request; `guide` is the beginning of its grammar, if it has one.
 
         Raises:
             OverloadedError: the queue is full.
             ContextLengthError: the prompt leaves no room for a token.
             InvalidRequestError: its handle is in use.
         """
+        self.check_room(request)
+        self._arrivals += 1
+        urgency = float(request.priority) if self.config.policy == "priority" else 0.0
+        group = make_group(request, (urgency, self._arrivals), self.config.max_model_len)
+        self._groups[request.handle] = group
+        if guide is not None:
+            self._guided.guides |= {each: guide.copy() if each.index else guide for each in group.sequences}
+        if request.params.use_beam_search:
+            self._beams[request.handle] = BeamRun(group, self._hands)
+        self._queue.push(group.sequences[0])
+
+    def check_room(self, request: EngineRequest) -> None:
+        """Refuse what `add` cannot queue; errors as of it."""
         if len(self._queue) >= self.config.max_num_queued_reqs:
             raise OverloadedError(
                 f"{len(self._queue)} requests wait already.", fix="Try again later, or raise --max-num-queued-reqs."
@@ -71,13 +86,6 @@ class Scheduler:
         if request.handle in self._groups:
             raise InvalidRequestError(f"The handle {request.handle} is in use.", param="handle")
         check_request(request, self.config)
-        self._arrivals += 1
-        urgency = float(request.priority) if self.config.policy == "priority" else 0.0
-        group = make_group(request, (urgency, self._arrivals), self.config.max_model_len)
-        self._groups[request.handle] = group
-        if request.params.use_beam_search:
-            self._beams[request.handle] = BeamRun(group, self._hands)
-        self._queue.push(group.sequences[0])
 
     def abort(self, handle: int, index: int | None = None) -> bool:
         """End a request or one of its samples; nothing more is said of it. False if it is not here.
@@ -109,6 +117,7 @@ class Scheduler:
             raise RuntimeError(f"step {self._step} was planned before step {self._launched[0].step} was committed")
         draft = self._plan_decodes()
         self._beams.plan(draft)
+        self._guided.plan(draft)
         # Forks come before chunks: a page is copied before the forward pass, so what it holds must be of earlier steps.
         forked = not draft.preempted and self._plan_forks(draft)
         self._plan_chunks(draft)
@@ -117,6 +126,8 @@ class Scheduler:
         if draft.empty:
             return None
         plan, launched = draft.build(self._step, self._rows, self._freed_rows)
+        if self._guided.guides:
+            plan = self._guided.add_masks(plan, launched)
         self._launched.append(launched)
         self._freed_rows = []
         self._step += 1
@@ -129,7 +140,7 @@ class Scheduler:
             # A row whose tokens in flight bring it to its limit ends with them.
             members: BoolArray = rows.decoding & (rows.known + rows.in_flight < rows.limit)
             full = (members & (rows.computed >= rows.num_pages * size)).nonzero()[0]
-            needed = len(full) + self._beams.pages_needed()
+            needed = len(full) + self._beams.pages_needed() + self._guided.pages_needed()
             if needed <= self.pool.num_free:
                 break
             self._preempt(needed - self.pool.num_free)
@@ -171,7 +182,7 @@ class Scheduler:
             self._chunking.remove(sequence)
             if pooling:
                 return
-            rows.decoding[row] = not rows.beam[row]
+            rows.decoding[row] = not rows.beam[row] and sequence not in self._guided.guides
             rows.in_flight[row] = 1
             group = self._groups[sequence.request.handle]
             if sequence.index == 0 and group.forking and group not in self._forking and not rows.beam[row]:
@@ -244,7 +255,7 @@ class Scheduler:
         row = self._rows.take(sequence, pages, computed)
         sequence.settled = computed
         known = sequence.tokens if penalised else np.empty(0, np.int32)
-        stop_ids = sequence.stop_ids if params.min_tokens else ()
+        stop_ids = sequence.stop_ids if params.min_tokens and sequence not in self._guided.guides else ()
         if params.use_beam_search:
             params = beams_rows.row_params(sequence.request)
         draft.new_rows.append(NewRow(row, params, sequence.seed, sequence.num_prompt, known, stop_ids))
@@ -321,6 +332,8 @@ class Scheduler:
             members[plain] = True
             outputs.handles, outputs.indices = rows.handle.take(plain).tolist(), rows.index.take(plain).tolist()
             self._commit_tokens(plain, members, result, places[~of_beams], outputs)
+            if self._guided.guides:
+                self._commit_guided(plain, outputs)
         if len(plain) < len(sampled) and result.logprobs is not None:
             carriers = [rows.owner[row] for row in sampled[of_beams].tolist()]
             for run in self._beams.arrive(carriers, places[of_beams].tolist(), result.logprobs):
@@ -329,6 +342,11 @@ class Scheduler:
                 self._generated += len(outputs.tokens) - before
                 for sequence in run.group.open:
                     self._end(sequence)
+
+    def _commit_guided(self, sampled: npt.NDArray[np.intp], outputs: Collected) -> None:
+        for row in sampled.tolist():
+            if self._rows.owner[row] in self._guided.guides:
+                self._generated += self._guided.commit(row, outputs)
 
     def _fail(self, sequence: Sequence, outputs: Collected) -> None:
         """A row that failed takes its request with it, and no other."""
@@ -408,8 +426,11 @@ class Scheduler:
     def _settle_generated(self, sequence: Sequence) -> None:
         """Index what was generated only when a sequence leaves its row: the steady step stays free of hashing.
 
-        Tokens came back, so all before the last of them are computed; without one, chunks have settled what is.
+        Tokens came back, so all before the last of them are computed; without one, chunks have settled what is. Guided
+        sequences run in chunks: of their tokens some are known before they are computed.
         """
+        if sequence in self._guided.guides:
+            return
         known = int(self._rows.known[sequence.row])
         if known > len(sequence.tokens):
             self._settle(sequence, known - 1)
@@ -428,6 +449,7 @@ class Scheduler:
             self._queue.charge(sequence.request.tenant, generated)
             self._leave_row(sequence)
         sequence.phase = Phase.ENDED
+        self._guided.guides.pop(sequence, None)
         if sequence.index == 0 and sequence.request.handle not in self._beams:
             self._orphan(group)
         if not group.open:
@@ -442,6 +464,7 @@ class Scheduler:
         self._running.remove(sequence)
         if sequence in self._chunking:
             self._chunking.remove(sequence)
+        self._guided.leave_row(sequence)
         group = self._groups[sequence.request.handle]
         if sequence.index == 0 and group in self._forking:
             self._forking.remove(group)
@@ -468,6 +491,7 @@ class Scheduler:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generated,
             num_steps=self._step,
+            jump_tokens=self._guided.num_jumped,
         )
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from octavo.config import EngineConfig
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
-from octavo.errors import ModelFileError
+from octavo.errors import InvalidRequestError, ModelFileError
 from octavo.plan import LogprobArrays, StepPlan, StepResult
 from octavo.request import EngineRequest, EngineStats, StepOutputs
 from octavo.scheduler import Scheduler, SchedulerConfig
@@ -31,6 +31,7 @@ class SimOptions(msgspec.Struct, frozen=True, kw_only=True):
         fault: what happens at step `fault_step` (counted from 1), or on starting: "raise" an exception, "hang" for
             good, "fail" the rows of that step as for numbers that are not finite, "startup" for a model that is
             corrupt.
+        scripted: take structured_outputs and keep them not; the prompts are such that answers are as they ask.
     """
 
     step_seconds: float = 0.0
@@ -39,6 +40,7 @@ class SimOptions(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int = 320
     fault: Literal["", "raise", "hang", "fail", "startup"] = ""
     fault_step: int = 1
+    scripted: bool = False
 
 
 class SimEngine:
@@ -109,7 +111,13 @@ class SimEngine:
         return dataclasses.replace(result, failed=tuple(range(num_rows)))
 
     def add(self, request: EngineRequest) -> None:
-        """Queue a request; errors as of the real engine."""
+        """Queue a request; errors as of the real engine. There are no logits, so nothing to keep a grammar with."""
+        if request.grammar and self._options.scripted:
+            request = msgspec.structs.replace(request, grammar="")
+        if request.grammar:
+            raise InvalidRequestError(
+                "A simulated engine keeps no structured_outputs.", fix="Leave it out.", param="structured_outputs"
+            )
         self._scheduler.add(request)
 
     def abort(self, handle: int, index: int | None = None) -> bool:

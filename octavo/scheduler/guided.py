@@ -1,0 +1,136 @@
+"""Sequences that keep a grammar: their next token must be known before the one after it can be drawn.
+
+So they take no part in running ahead: a row is planned again when its token is committed, as a chunk of tokens that the
+host knows. Where a grammar leaves but one token, that token is known too, and the chunk grows by it (jump-ahead).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from octavo.plan import Int32Array, StepPlan
+from octavo.request import Finished
+from octavo.scheduler.beams_rows import Hands
+from octavo.scheduler.collected import Collected
+from octavo.scheduler.draft import Draft, Launched
+from octavo.scheduler.sequence import Sequence
+
+
+class Guide(Protocol):
+    """Where a sample stands in its grammar (`octavo.grammar.guide.Guide`)."""
+
+    @property
+    def words(self) -> Int32Array:
+        """int32 [(V + 31) // 32]: which ids may come next."""
+        ...
+
+    @property
+    def over(self) -> bool: ...
+    @property
+    def forced(self) -> int | None: ...
+    @property
+    def error(self) -> str: ...
+    def advance(self, token: int) -> None: ...
+    def copy(self) -> Guide: ...
+
+
+class Guided:
+    """The guides of open sequences, and which of them wait to be planned.
+
+    Attributes:
+        guides: by sequence.
+        num_jumped: tokens that were known without being drawn.
+    """
+
+    def __init__(self, hands: Hands, await_chunk: Callable[[Sequence], None], end: Callable[[Sequence], None]):
+        self._hands, self._await_chunk, self._end = hands, await_chunk, end
+        self.guides: dict[Sequence, Guide] = {}
+        self._ready: list[Sequence] = []
+        self.num_jumped = 0
+
+    def leave_row(self, sequence: Sequence) -> None:
+        """It was preempted or has ended: there is nothing to plan for it."""
+        if sequence in self._ready:
+            self._ready.remove(sequence)
+
+    def pages_needed(self) -> int:
+        """Pages that the waiting rows lack for the tokens they know."""
+        return sum(self._missing(sequence) for sequence in self._ready)
+
+    def _missing(self, sequence: Sequence) -> int:
+        rows, row = self._hands.rows, sequence.row
+        return max(0, -(-int(rows.known[row]) // self._hands.page_size) - int(rows.num_pages[row]))
+
+    def plan(self, draft: Draft) -> None:
+        """Plan every waiting row while tokens last; the pages for them are free."""
+        hands, rows = self._hands, self._hands.rows
+        for sequence in sorted(self._ready, key=lambda each: each.key):
+            if draft.budget < 1:
+                return
+            self._ready.remove(sequence)
+            missing, row = self._missing(sequence), sequence.row
+            if missing:
+                start, pages = int(rows.num_pages[row]), hands.pool.allocate(missing)
+                rows.table[row, start : start + missing] = pages
+                rows.num_pages[row] = start + missing
+                draft.add_pages(row, start, pages)
+            self._await_chunk(sequence)
+            hands.take_chunk(sequence, draft)
+
+    def add_masks(self, plan: StepPlan, launched: Launched) -> StepPlan:
+        """The plan with what each of its guided rows may draw."""
+        owners = [(chunk.row, self._hands.rows.owner[chunk.row]) for chunk in launched.chunks if chunk.sample]
+        masked = [(row, self.guides[owner].words) for row, owner in owners if owner in self.guides]
+        if not masked:
+            return plan
+        rows, words = zip(*masked, strict=True)
+        return dataclasses.replace(plan, mask_rows=np.array(rows, np.int32), masks=np.stack(words))
+
+    def commit(self, row: int, outputs: Collected) -> int:
+        """Follow a row's newest token, unless that ended the sequence; returns how many tokens were added to it."""
+        sequence = self._hands.rows.owner[row]
+        if sequence is None:
+            return 0
+        guide, rows, jumped = self.guides[sequence], self._hands.rows, 0
+        guide.advance(int(rows.tokens[row, rows.known[row] - 1]))
+        while not guide.error and not guide.over and guide.forced is not None and _may_jump(sequence):
+            token = guide.forced
+            rows.tokens[row, rows.known[row]] = token
+            rows.known[row] += 1
+            jumped += 1
+            outputs.handles.append(sequence.request.handle)
+            outputs.indices.append(sequence.index)
+            outputs.tokens.append(token)
+            done = sequence.end_at(token, int(rows.known[row]))
+            if done is not None:
+                outputs.finished.append(Finished(sequence.request.handle, sequence.index, *done))
+                self._end(sequence)
+                break
+            guide.advance(token)
+        self.num_jumped += jumped
+        if rows.owner[row] is sequence:
+            self._settle(sequence, guide, outputs)
+        return jumped
+
+    def _settle(self, sequence: Sequence, guide: Guide, outputs: Collected) -> None:
+        handle, index = sequence.request.handle, sequence.index
+        if guide.error:
+            message = f"The grammar of structured_outputs cannot be kept: {guide.error}."
+            outputs.finished.append(Finished(handle, index, "error", None, message))
+            self._end(sequence)
+        elif guide.over:
+            outputs.finished.append(Finished(handle, index, "stop", complete=True))
+            self._end(sequence)
+        else:
+            self._ready.append(sequence)
+
+
+def _may_jump(sequence: Sequence) -> bool:
+    """Logprobs need each token's logits, and penalties count what the sampler draws."""
+    params = sequence.request.params
+    penalised = params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+    return params.logprobs is None and not penalised
