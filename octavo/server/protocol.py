@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from octavo.errors import InvalidRequestError
-from octavo.request import SamplingParams
+from octavo.grammar.structured import from_body
+from octavo.request import SamplingParams, StructuredOutputs
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -60,6 +61,11 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     return_token_ids: bool | None = None
     tools: list[Any] | None = None
     response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -75,8 +81,13 @@ class GenerationBody(msgspec.Struct, kw_only=True):
         if self.use_beam_search and self.temperature is None:
             values["temperature"] = 0.0
         values["stop"] = (self.stop,) if isinstance(self.stop, str) else self.stop and tuple(self.stop)
+        values["structured_outputs"] = self._structured_outputs()
         values.update(changes)
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
+
+    def _structured_outputs(self) -> StructuredOutputs | None:
+        legacy = {name: getattr(self, name) for name in _LEGACY}
+        return from_body(self.response_format, self.structured_outputs, legacy)
 
     def check(self) -> None:
         """Refuse what would be silently left undone.
@@ -86,8 +97,6 @@ class GenerationBody(msgspec.Struct, kw_only=True):
         """
         if self.stream_options is not None and not self.stream:
             raise _unsupported("stream_options", "goes with stream only", "Set stream to true, or leave it out.")
-        if self.response_format is not None and self.response_format.get("type", "text") != "text":
-            raise _unsupported("response_format", "cannot be kept: this server gives free text", "Leave it out.")
 
 
 _SAMPLING = (
@@ -95,6 +104,9 @@ _SAMPLING = (
     "max_tokens", "min_tokens", "seed", "include_stop_str_in_output", "ignore_eos", "skip_special_tokens",
     "logit_bias", "prompt_logprobs", "use_beam_search", "length_penalty", "early_stopping",
 )  # fmt: skip
+
+
+_LEGACY = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 
 
 class CompletionBody(GenerationBody, kw_only=True):
