@@ -13,6 +13,7 @@ from octavo.config import ServerOptions
 from octavo.errors import EngineDeadError, ModelNotFoundError, OctavoError, OverloadedError
 from octavo.frontend.caller import CALLER, Caller
 from octavo.server.auth import PUBLIC, KeyRing, check_host, is_loopback, unauthorized
+from octavo.server.chat_parts import Formats
 from octavo.server.embeddings import Embeddings
 from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
@@ -206,6 +207,10 @@ class App:
 
     # -- generation ----------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Make what generation needs, now that the model is loaded. Raises as a request would."""
+        self._generator()
+
     def _generator(self) -> Generation:
         """Raises OverloadedError while the model is loading, EngineDeadError after its end."""
         state = self.llm.state
@@ -216,7 +221,8 @@ class App:
         if state in ("dead", "closed"):
             raise EngineDeadError("The engine has ended.", fix="Restart the server; its log says why.")
         if self._generation is None:
-            self._generation = Generation(self.llm, self.names, self.options.max_choices)
+            formats = Formats.of(self.options, self.llm)
+            self._generation = Generation(self.llm, self.names, formats, self.options.max_choices)
         return self._generation
 
     async def _completions(self, exchange: Exchange) -> None:

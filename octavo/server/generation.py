@@ -16,11 +16,13 @@ from octavo.async_llm import AsyncLLM, UpdateStream, new_id
 from octavo.engine.info import EngineInfo
 from octavo.errors import InvalidRequestError, ModelNotFoundError, OctavoError
 from octavo.request import EngineRequest
+from octavo.server.chat_parts import Formats, PartsRendering
 from octavo.server.http import ClientGoneError, Exchange, cancel, error_body, shown
 from octavo.server.keep_alive import KeepAlive
 from octavo.server.limits import check_choices
 from octavo.server.protocol import ChatBody, CompletionBody, GenerationBody, decode, decoder
 from octavo.server.render import ChatRendering, CompletionRendering, Rendering
+from octavo.server.tools import tool_request
 
 _EVENT_STREAM = b"text/event-stream; charset=utf-8"
 _STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # no proxy shall hold chunks back
@@ -33,11 +35,13 @@ class Generation:
 
     Args:
         names: of the model, the first of which is the proper one.
+        formats: how it writes calls and reasoning.
         max_choices: most sequences of one request.
     """
 
-    def __init__(self, llm: AsyncLLM, names: tuple[str, ...], max_choices: int = 1024):
+    def __init__(self, llm: AsyncLLM, names: tuple[str, ...], formats: Formats, max_choices: int = 1024):
         self._llm = llm
+        self._formats = formats
         self._max_choices = max_choices
         self._names = names
         self._chat = decoder(ChatBody)
@@ -94,12 +98,16 @@ class Generation:
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         params = body.params(logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         params = msgspec.structs.replace(params, max_tokens=limit)  # None: up to the model's context
+        tools = tool_request(body.tools, body.tool_choice, body.parallel_tool_calls)
+        parts = self._formats.parts(tools, include_reasoning=body.include_reasoning is not False)
+        if parts is not None:
+            params = parts.adjusted(params, tools, self._llm.frontend.tokenizer)
         reply_id = "chatcmpl-" + new_id()
         request = await self._llm.chat_request(
             body.messages or [],
             params,
             request_id=reply_id,
-            tools=body.tools,
+            tools=tools.tools if tools is not None and tools.mode != "none" else None,
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=bool(body.continue_final_message),
             chat_template_kwargs=body.chat_template_kwargs,
@@ -107,7 +115,8 @@ class Generation:
             cache_salt=body.cache_salt or "",
         )
         stream = self._submit([request])
-        rendering = ChatRendering(self._envelope(reply_id, model), body, stream.opened, self._llm.frontend.tokenizer)
+        facts = (self._envelope(reply_id, model), body, stream.opened, self._llm.frontend.tokenizer)
+        rendering = ChatRendering(*facts) if parts is None else PartsRendering(*facts, parts=parts)
         await answer(exchange, stream, rendering, bool(body.stream))
 
     def _submit(self, requests: list[EngineRequest]) -> UpdateStream:

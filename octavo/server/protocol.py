@@ -13,6 +13,7 @@ import msgspec
 from octavo.errors import InvalidRequestError
 from octavo.grammar.structured import from_body
 from octavo.request import SamplingParams, StructuredOutputs
+from octavo.server.tools import check_tool_messages
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -175,6 +176,8 @@ class ChatBody(GenerationBody, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
     modalities: list[str] | None = None
     audio: Any = None
     web_search_options: Any = None
@@ -184,8 +187,7 @@ class ChatBody(GenerationBody, kw_only=True):
         super().check()
         if not self.messages:
             raise InvalidRequestError("messages are missing.", fix="Send at least one.", param="messages")
-        if self.tools and self.tool_choice != "none":
-            raise _unsupported("tools", "are not called by this version", 'Leave them out, or set tool_choice "none".')
+        check_tool_messages(self.messages)
         if self.audio is not None or any(kind != "text" for kind in self.modalities or ()):
             raise _unsupported("modalities", "other than text are not supported", 'Send ["text"] or leave it out.')
         if self.web_search_options is not None:

@@ -153,7 +153,7 @@ class Rendering:
                 choice = {"index": index, **self.message(sample), "logprobs": None}
                 if sample.logprobs is not None and self.wants_logprobs:
                     choice["logprobs"] = self.whole_logprobs(index, sample)
-                choice |= {"finish_reason": sample.finish_reason, "stop_reason": sample.stop_reason}
+                choice |= self.ending(sample, choice)
                 if self._body.return_token_ids:
                     choice["token_ids"] = sample.token_ids
                 choices.append(choice | self.choice_extras(request))
@@ -167,6 +167,10 @@ class Rendering:
     def message(self, sample: Sample) -> dict[str, Any]:
         """The part of a choice that holds the text."""
         raise NotImplementedError
+
+    def ending(self, sample: Sample, choice: dict[str, Any]) -> dict[str, Any]:
+        """How a sample ended, `choice` being what is told of it so far."""
+        return {"finish_reason": sample.finish_reason, "stop_reason": sample.stop_reason}
 
     def whole_logprobs(self, index: int, sample: Sample) -> dict[str, Any]:
         """Logprobs of all of a sample."""

@@ -23,6 +23,7 @@ from octavo.engine.restart import RestartingClient, RestartPolicy
 from octavo.errors import ConfigError, OctavoError, OverloadedError
 from octavo.server.app import App, build_app
 from octavo.server.auth import KeyRing, is_loopback
+from octavo.server.chat_parts import Formats
 from octavo.server.connection import Connection
 from octavo.server.limits import ConnectionLimits, raise_descriptor_limit
 
@@ -52,12 +53,13 @@ def serve(
     `options.drain_timeout` seconds. A second signal ends everything at once. SIGHUP reads the file of keys again.
 
     Raises:
-        ConfigError: the address needs a key, or cannot be listened on.
+        ConfigError: the address needs a key, or cannot be listened on; a flag names an unknown format.
         EngineDeadError: the engine ended while it served.
         OctavoError: the model cannot be loaded.
     """
     keys = KeyRing.of(options)
     check_exposure(options, keys)
+    Formats.check(options)
     connections = raise_descriptor_limit(options.max_connections)
     options = dataclasses.replace(options, api_key=(), max_connections=connections)  # of keys, only hashes stay
     listener = listen(options.host, options.port)
@@ -205,6 +207,7 @@ class _Server:
             if not loading.done():
                 return None
             info = loading.result()
+            app.prepare()
             if self._on_ready is not None:
                 self._on_ready(info, url_of(self._listener, self._options.host))
             while not (signalled.done() or serving.done() or self._llm.state == "dead"):

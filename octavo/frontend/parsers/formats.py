@@ -48,6 +48,7 @@ class ToolFormat:
         kept: markers that `read` reads itself.
         words: further markers, which only `read` knows; all of them that are control tokens are kept in the text.
         known_only: only offered functions are called; of others the text is content.
+        short_ids: templates of such models take ids of calls with nine letters and digits only.
         whole_answer: `read` reads an answer from its beginning, and reasoning with it.
         signs: strings that a chat template of such a model has, all of one of the groups.
     """
@@ -61,6 +62,7 @@ class ToolFormat:
     kept: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     known_only: bool = False
+    short_ids: bool = False
     whole_answer: bool = False
     signs: tuple[tuple[str, ...], ...] = ()
 
@@ -185,6 +187,7 @@ FORMATS = (
         _write_mistral,
         markers=("[TOOL_CALLS]",),
         words=("[ARGS]", "[CALL_ID]"),
+        short_ids=True,
         signs=(("[TOOL_CALLS]",),),
     ),
     ToolFormat(

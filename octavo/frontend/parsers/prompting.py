@@ -11,7 +11,7 @@ from octavo.frontend.parsers.formats import ToolFormat
 Message = Mapping[str, Any]
 
 
-def needs_words(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> bool:
+def needs_words(messages: Any, tools: Any) -> bool:
     """Whether anything here is lost on a template that knows no tools."""
     if isinstance(messages, str) or not isinstance(messages, Sequence):
         return False  # refused later
