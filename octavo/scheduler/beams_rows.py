@@ -148,7 +148,6 @@ class BeamRun:
         hands.pool.share(shared)
         own = hands.pool.allocate(-(-len(sequence.tokens) // hands.page_size) - whole)
         hands.start_row(sequence, shared + own, whole * hands.page_size, draft)
-        sequence.settled = 0  # the step that computed the shared pages may still be in flight
         if draft.budget > 0:
             hands.take_chunk(sequence, draft)
 

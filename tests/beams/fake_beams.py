@@ -22,7 +22,13 @@ def next_logprobs(text: list[int]) -> np.ndarray:
 
 
 class BeamRunner(FakeRunner):
-    """As the fake runner, but rows that want more logprobs than it has get them from the hash."""
+    """As the fake runner, but rows that want more logprobs than it has get them from the hash.
+
+    Attributes:
+        texts: every text that a beam had.
+    """
+
+    texts: set[tuple[int, ...]]
 
     def run(self, plan: StepPlan) -> StepResult:
         result = super().run(plan)
@@ -33,7 +39,9 @@ class BeamRunner(FakeRunner):
         for place, i in enumerate(sampled):
             row = int(plan.rows[i])
             if self.rows[row].params.use_beam_search:
-                logprobs = next_logprobs(self._read(row, int(plan.context_lens[i] + plan.query_lens[i])))
+                text = self._read(row, int(plan.context_lens[i] + plan.query_lens[i]))
+                self.texts.add(tuple(text))
+                logprobs = next_logprobs(text)
                 ids[place] = np.argsort(-logprobs, kind="stable")[:width]
                 values[place] = logprobs[ids[place]]
             elif result.logprobs is not None:
@@ -56,6 +64,7 @@ class BeamDriver(Driver):
             max_model_len=self.config.max_model_len,
             vocab_size=VOCAB,
         )
+        self.runner.texts = set()
         self.pipeline = Pipeline(self.runner)
         self.sums: dict[tuple[int, int], float] = {}
         self.most_pages = 0

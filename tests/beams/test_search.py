@@ -7,10 +7,13 @@ import itertools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from octavo.errors import ContextLengthError, InvalidRequestError
+from octavo.kv import page_digests, root_digest
 from octavo.request import EngineRequest, SamplingParams
+from octavo.scheduler.victim import choose_victim
 from tests.beams.fake_beams import BeamDriver, alone, exhaustive
 from tests.scheduler.driver import VOCAB
 
@@ -193,6 +196,48 @@ def test_a_row_that_fails_ends_its_search_only() -> None:
     driver.run()
     assert {reason for reason, _ in driver.got[0].ends.values()} == {"error"}
     assert driver.got[1].tokens == alone(other).tokens
+
+
+@pytest.mark.parametrize(("page_size", "num_pages"), [(1, 96), (2, 52), (4, 28), (4, 400)])
+def test_pages_of_beams_are_named_after_what_they_hold(page_size: int, num_pages: int) -> None:
+    """The name is a digest of all of a text up to the page's end, and some beam really had that text."""
+    driver = BeamDriver(num_pages=num_pages, page_size=page_size, max_num_seqs=8)
+    driver.beams([3, 1, 4, 1, 5], 4, max_tokens=18, ignore_eos=True)
+    driver.run()
+    names = {}
+    for text in driver.runner.texts:
+        for i, digest in enumerate(page_digests(root_digest("", "", ""), np.array(text, np.int32), page_size)):
+            names[digest] = list(text[i * page_size : (i + 1) * page_size])
+    index = driver.scheduler.pool._index
+    assert len(index) > 5
+    for digest, page in index.items():
+        assert names[digest] == driver.runner.pages[page].tolist()
+
+
+def test_the_first_search_is_not_the_victim() -> None:
+    """Though another of its beams would be the cheapest to bring back."""
+    driver = BeamDriver(num_pages=100, enable_prefix_caching=False)
+    driver.beams([1, 2], 3, 0, max_tokens=20, ignore_eos=True)
+    driver.add(list(range(30)), 1, max_tokens=20)
+    for _ in range(8):
+        driver.step()
+    scheduler = driver.scheduler
+    *beams, plain = scheduler._running
+    assert {beam.request.handle for beam in beams} == {0} and len(beams) > 1 and plain.request.handle == 1
+    assert choose_victim([*beams, plain], scheduler._rows, scheduler.pool, 1) is plain
+    with pytest.raises(RuntimeError, match="only sequence"):
+        choose_victim(beams, scheduler._rows, scheduler.pool, 1)
+    assert choose_victim([plain, *beams], scheduler._rows, scheduler.pool, 1) in beams
+
+
+@pytest.mark.parametrize("min_tokens", [1, 2, 3, 4])
+def test_no_answer_is_shorter_than_min_tokens(min_tokens: int) -> None:
+    """Nearly every token stops, so that answers end as soon as they may."""
+    driver = BeamDriver()
+    request = driver.beams([1, 2, 3], 3, max_tokens=6, min_tokens=min_tokens, stop_token_ids=tuple(range(3, VOCAB)))
+    got = driver.run()[0]
+    assert [got.tokens[i] for i in range(3)] == [tokens for _, tokens in exhaustive(request)]
+    assert min(len(tokens) for tokens in got.tokens.values()) > min_tokens
 
 
 def test_what_can_never_fit_is_refused() -> None:
