@@ -129,6 +129,9 @@ class ServerOptions:
     )
     max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
     max_body_bytes: int = flag(32 << 20, "Larger request bodies get 413.", min=1024)
+    max_body_bytes_in_all: int = flag(
+        512 << 20, "Bytes of bodies that all open requests may hold together; beyond them comes 503.", min=1024
+    )
     max_choices: int = flag(1024, "Most sequences one request may ask for: prompts times n.", min=1)
     max_connections: int = flag(8192, "Most open connections; beyond it only probes are answered.", min=1)
     max_queued_reqs_per_key: int | None = flag(
@@ -147,8 +150,8 @@ class ServerOptions:
     sse_keep_alive: float = flag(15.0, "Seconds without a token after which a stream gets a comment, or 0.", min=0.0)
     step_timeout: float = flag(
         120.0,
-        "Seconds without a sign of the engine after which it is ended and started again (after a quarter of them, /ready "
-        "says hung); at least 3, or 0 to wait for ever.",
+        "Seconds without a sign of the engine after which it is ended and started again (after a quarter of them, "
+        "/ready says hung); at least 3, or 0 to wait for ever.",
         min=0.0,
     )
     max_engine_restarts: int = flag(

@@ -17,7 +17,7 @@ from octavo.server.chat_parts import Formats
 from octavo.server.embeddings import Embeddings
 from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
-from octavo.server.limits import check_shape, deadline_of
+from octavo.server.limits import BodyBudget, check_shape, deadline_of
 from octavo.server.metrics import Metrics
 
 logger = logging.getLogger("octavo.server")
@@ -43,6 +43,7 @@ class App:
         self.options = options
         self.draining = self.refusing = False
         self.num_exchanges = 0
+        self._bodies = BodyBudget(max(options.max_body_bytes, options.max_body_bytes_in_all))
         self.metrics = Metrics()
         llm.on_end = self.metrics.ended
         self.keys = KeyRing.of(options) if keys is None else keys
@@ -82,6 +83,7 @@ class App:
             await self._refuse(exchange, shown(error))
         finally:
             self.num_exchanges -= 1
+            self._bodies.give(exchange.held)
             self.metrics.replied(_route_name(exchange.path), exchange.status)
 
     async def _refuse(self, exchange: Exchange, error: OctavoError) -> None:
@@ -241,7 +243,7 @@ class App:
     async def _body(self, exchange: Exchange) -> bytes:
         if self.refusing:
             raise OverloadedError("The server is shutting down.", retry_after=5.0, fix="Try another one.")
-        data = await exchange.body(self.options.max_body_bytes, self.options.read_timeout)
+        data = await exchange.body(self.options.max_body_bytes, self.options.read_timeout, self._bodies.take)
         check_shape(data)
         return data
 

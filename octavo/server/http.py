@@ -50,10 +50,23 @@ class Exchange:
         request_id: the client's `x-request-id` if it is a decent one, else made up; every reply carries it.
         status: of the reply; 0 before it began.
         gone: the client has hung up.
+        held: bytes of the body.
         keep_alive: seconds without an event after which a stream of events gets a comment; 0 is never.
     """
 
-    __slots__ = ("_receive", "gone", "headers", "keep_alive", "method", "path", "request_id", "scope", "send", "status")
+    __slots__ = (
+        "_receive",
+        "gone",
+        "headers",
+        "held",
+        "keep_alive",
+        "method",
+        "path",
+        "request_id",
+        "scope",
+        "send",
+        "status",
+    )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send):
         self.scope = scope
@@ -66,14 +79,16 @@ class Exchange:
         self.status = 0
         self.gone = False
         self.keep_alive = 15.0
+        self.held = 0
         self._receive = receive
 
-    async def body(self, limit: int, timeout: float = 30.0) -> bytes:
+    async def body(self, limit: int, timeout: float = 30.0, hold: Callable[[int], None] | None = None) -> bytes:
         """The request's body.
 
         Args:
             limit: bytes.
             timeout: seconds it may take, beside one for each 4 KiB that have come.
+            hold: told of the bytes of each part, which are `held` from then on; what it raises ends the reading.
 
         Raises:
             HttpError: it is larger (413), comes too slowly (408), or is not said to be plain JSON (415).
@@ -98,8 +113,12 @@ class Exchange:
             if message["type"] == "http.disconnect":
                 self.gone = True
                 raise ClientGoneError
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
+            part = message.get("body", b"")
+            if hold is not None:
+                hold(len(part))
+                self.held += len(part)
+            chunks.append(part)
+            size += len(part)
             more = message.get("more_body", False)
             if size > limit:
                 raise _too_large(limit)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from octavo.config import ServerOptions
-from octavo.errors import InvalidRequestError
+from octavo.errors import InvalidRequestError, OverloadedError
 
 MAX_DEPTH = 64
 MAX_CONTAINERS = 1 << 18
@@ -50,6 +50,27 @@ class ConnectionLimits:
             write_seconds=options.write_timeout,
             connections=options.max_connections,
         )
+
+
+class BodyBudget:
+    """Bytes of bodies that all requests may hold together, from their receipt to the end of the reply."""
+
+    def __init__(self, size: int):
+        self.size = self.free = size
+
+    def take(self, num_bytes: int) -> None:
+        """Count bytes that came. Raises OverloadedError: there are too many."""
+        if num_bytes > self.free:
+            raise OverloadedError(
+                f"The server holds {self.size - self.free} bytes of requests already.",
+                retry_after=2.0,
+                fix="Try again later, with smaller ones.",
+            )
+        self.free -= num_bytes
+
+    def give(self, num_bytes: int) -> None:
+        """Bytes are held no longer."""
+        self.free += num_bytes
 
 
 def check_shape(data: bytes) -> None:

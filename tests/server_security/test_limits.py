@@ -177,6 +177,29 @@ def test_an_endless_body_is_cut_at_the_limit_and_not_kept(start_server):
 
 
 @pytest.mark.security("A23")
+def test_all_bodies_together_are_bounded(start_server):
+    options = ServerOptions(port=0, max_body_bytes=40_000, max_body_bytes_in_all=100_000)
+    with start_server(sim=SLOW, options=options) as running:
+        body = {"prompt": "ab", "max_tokens": 3000, "user": "u" * 30_000}
+
+        async def main():
+            async with httpx.AsyncClient(base_url=running.url, verify=NO_TLS, timeout=20) as client:
+                tasks = [asyncio.create_task(client.post(COMPLETIONS, json=body)) for _ in range(3)]
+                while running.llm.num_open < 3:
+                    await asyncio.sleep(0.01)
+                refused = await client.post(COMPLETIONS, json=body)
+                assert refused.status_code == 503 and "bytes of requests" in refused.json()["error"]["message"]
+                assert (await client.post(COMPLETIONS, json={"prompt": "ab", "max_tokens": 2})).status_code == 200
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run(main())
+        running.wait(lambda: running.app.num_exchanges == 0)
+        assert running.app._bodies.free == running.app._bodies.size == 100_000
+
+
+@pytest.mark.security("A23")
 def test_who_sends_slowly_is_not_waited_for(start_server):
     options = ServerOptions(port=0, read_timeout=0.4)
     with start_server(options=options) as running:
