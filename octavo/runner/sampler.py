@@ -67,9 +67,10 @@ class SamplingRow:
     def process(self, logits: torch.Tensor, position: int) -> torch.Tensor:
         """[V] float32, a copy with everything before the temperature applied."""
         params = self.new.params
-        logits = logits.to(torch.float32, copy=True)
         if self.allowed is not None:
-            logits.masked_fill_(~self.allowed, -math.inf)
+            logits = torch.where(self.allowed, logits.float(), -math.inf)
+        else:
+            logits = logits.to(torch.float32, copy=True)
         if len(self.stop_ids) and position - self.new.num_prompt_tokens < params.min_tokens:
             logits[self.stop_ids] = -math.inf
         if self.bias is not None:

@@ -17,12 +17,22 @@ from octavo.request import StructuredOutputs
 VOCABULARY = Vocabulary([bytes([i]) for i in range(256)] + [b"<end>"], [256], [256])
 
 
+def compilers() -> set[psutil.Process]:
+    return {p for p in psutil.Process().children() if "octavo.grammar.compiler_process" in p.cmdline()}
+
+
 @pytest.fixture
-def checker() -> Iterator[GrammarChecker]:
+def others() -> set[psutil.Process]:
+    """Compilers of models that other tests have loaded."""
+    return compilers()
+
+
+@pytest.fixture
+def checker(others: set[psutil.Process]) -> Iterator[GrammarChecker]:
     made = GrammarChecker(lambda: VOCABULARY, timeout=5.0, workers=1, cache_size=2)
     yield made
     made.close()
-    assert not [p for p in psutil.Process().children() if "octavo.grammar.compiler_process" in p.cmdline()]
+    assert compilers() == others
 
 
 def test_a_verdict_is_remembered_and_the_oldest_forgotten(checker: GrammarChecker) -> None:
@@ -36,12 +46,12 @@ def test_a_verdict_is_remembered_and_the_oldest_forgotten(checker: GrammarChecke
     assert not checker.knows(first)
 
 
-def test_what_takes_too_long_is_killed_within_the_limit_and_the_next_one_is_served() -> None:
+def test_what_takes_too_long_is_killed_within_the_limit_and_the_next_one_is_served(others: set[psutil.Process]) -> None:
     """A child that hangs is stood in for by one that is stopped: the limit must not depend on what it hangs in."""
     checker = GrammarChecker(lambda: VOCABULARY, timeout=0.5, workers=1)
     try:
         checker.check(StructuredOutputs(regex="a"))
-        (child,) = [p for p in psutil.Process().children() if "octavo.grammar.compiler_process" in p.cmdline()]
+        (child,) = compilers() - others
         child.suspend()
         start = time.monotonic()
         with pytest.raises(InvalidRequestError, match=r"more than 0\.5 seconds"):
@@ -53,9 +63,9 @@ def test_what_takes_too_long_is_killed_within_the_limit_and_the_next_one_is_serv
         checker.close()
 
 
-def test_a_child_that_dies_costs_one_request(checker: GrammarChecker) -> None:
+def test_a_child_that_dies_costs_one_request(checker: GrammarChecker, others: set[psutil.Process]) -> None:
     checker.check(StructuredOutputs(regex="a"))
-    (child,) = [p for p in psutil.Process().children() if "octavo.grammar.compiler_process" in p.cmdline()]
+    (child,) = compilers() - others
     child.kill()
     child.wait()
     assert checker.check(StructuredOutputs(regex="b"))
