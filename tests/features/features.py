@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.errors import OctavoError
 from octavo.frontend.sample import OpenRequest
-from octavo.request import EngineStats, SamplingParams
+from octavo.request import EngineStats, SamplingParams, StructuredOutputs
 from octavo.validation import validate_params
 
 VOCAB = 320
@@ -71,7 +71,7 @@ def fixed(**params: Any) -> Callable[[random.Random], dict[str, Any]]:
 
 
 def biases(rng: random.Random) -> dict[str, Any]:
-    return {"logit_bias": {rng.randrange(5, 200): 3.0}, "allowed_token_ids": tuple(range(3, 230))}
+    return {"logit_bias": {rng.randrange(5, 200): 3.0}, "allowed_token_ids": (1, *range(3, 230))}
 
 
 def has_stop(kind: type) -> Callable[[Outcome], bool]:
@@ -118,8 +118,15 @@ FEATURES = [
     ),
     Feature("embeddings", embeds=True, seen=lambda o: all(len(r.embedding) == 4 * 64 for r in o.featured)),
 ]
+REGEX = "[p-z]{3,8}"
+FEATURES.append(
+    Feature(
+        "structured outputs",
+        params=fixed(structured_outputs=StructuredOutputs(regex=REGEX)),
+        seen=lambda o: any(re.fullmatch(REGEX, sample.text) for sample in samples(o)),
+    )
+)
 PAIRS = list(itertools.combinations(FEATURES, 2))
-HAS_GRAMMAR = importlib.util.find_spec("octavo.grammar") is not None
 
 
 def params_of(features: list[Feature], rng: random.Random) -> SamplingParams:
