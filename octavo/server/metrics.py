@@ -126,7 +126,7 @@ class Metrics:
             ("evictions_total", "counter", "Cached pages given to something else.", stats.num_evictions),
             ("steps_total", "counter", "Steps of the engine.", stats.num_steps),
             ("jump_tokens_total", "counter", "Tokens that a grammar left no choice about.", stats.jump_tokens),
-            ("admission_rejections_total", "counter", "Requests refused with 503.", self.rejected),
+            ("admission_rejections_total", "counter", "Requests refused with 503 or 429.", self.rejected),
         )
         for name, kind, text, value in own:
             yield from _head(f"octavo:{name}", kind, text)

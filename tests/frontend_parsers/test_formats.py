@@ -237,6 +237,7 @@ def test_required_and_named_answers():
 
 @pytest.mark.parametrize("form", NAMES)
 @pytest.mark.parametrize("kind", ["begin", "prefix", "open", "nested"])
+@pytest.mark.security("A20", "A7")
 def test_a_mebibyte_of_malice_costs_linear_time_and_bounded_memory(form, kind):
     begin = {"pythonic": "[weather(", "llama3_json": "<|python_tag|>"}.get(form) or get(form).write("weather", {})[:11]
     unit = {

@@ -46,6 +46,7 @@ def test_a_verdict_is_remembered_and_the_oldest_forgotten(checker: GrammarChecke
     assert not checker.knows(first)
 
 
+@pytest.mark.security("A19")
 def test_what_takes_too_long_is_killed_within_the_limit_and_the_next_one_is_served(others: set[psutil.Process]) -> None:
     """A child that hangs is stood in for by one that is stopped: the limit must not depend on what it hangs in."""
     checker = GrammarChecker(lambda: VOCABULARY, timeout=0.5, workers=1)

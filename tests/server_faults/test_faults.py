@@ -26,6 +26,7 @@ from tests.server.conftest import NO_TLS
 
 COMPLETIONS = "/v1/completions"
 SLOW = SimOptions(step_seconds=0.02)
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 LONG = "a prompt of some length, " * 100
 
 
@@ -200,10 +201,7 @@ def test_the_server_is_killed(process_server, phase, tmp_path, monkeypatch):
         host, port = url.removeprefix("http://").split(":")
         connection = socket.create_connection((host, int(port)))
         body = b'{"prompt": "ab", "max_tokens": 3000, "stream": true}'
-        head = (
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        )
-        connection.sendall(head % len(body) + body)
+        connection.sendall(HEAD % len(body) + body)
         assert b"200 OK" in connection.recv(100)
     process.kill()
     process.wait(5)
@@ -335,10 +333,7 @@ def test_readers_that_do_not_read_are_cut_off_and_others_go_on(process_server):
         connection.connect((host, int(port)))
         body = {"prompt": "ab", "max_tokens": 2000, "n": 10, "stream": stream, "logprobs": 20}
         data = json.dumps(body).encode()
-        head = (
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        )
-        connection.sendall(head % len(data) + data)
+        connection.sendall(HEAD % len(data) + data)
         return connection
 
     async def main():
