@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import secrets
 import string
@@ -31,7 +32,7 @@ from octavo.frontend.parsers import (
 from octavo.frontend.parsers.formats import JSON_ARRAY, named_call
 from octavo.frontend.sample import Sample, Update
 from octavo.frontend.tokenizer import Tokenizer
-from octavo.request import SamplingParams, TokenLogprobs
+from octavo.request import SamplingParams, StructuredOutputs, TokenLogprobs
 from octavo.server.render import ChatRendering
 from octavo.server.tools import ToolRequest
 
@@ -137,12 +138,30 @@ class ChatParts:
         self, params: SamplingParams, request: ToolRequest | None, tokenizer: Tokenizer | None
     ) -> SamplingParams:
         """The parameters with what a required call needs (it goes before a response_format) and with markers kept."""
-        constraint = request.constraint() if request is not None else None
+        wanted = request.constraint() if request is not None else None
+        wanted = wanted or params.structured_outputs or self._strict_calls(request)
         return msgspec.structs.replace(
             params,
-            structured_outputs=constraint or params.structured_outputs,
+            structured_outputs=wanted,
             kept_special_tokens=self._kept_special_tokens(tokenizer),
         )
+
+    def _strict_calls(self, request: ToolRequest | None) -> StructuredOutputs | None:
+        """Free text in which the arguments of strict functions keep their schema, where that can be kept."""
+        if request is None or not request.strict or self.tools is None or self.tools.frame is None:
+            return None
+        if importlib.util.find_spec("llguidance") is None:
+            return None
+        frame = self.tools.frame
+        structures = [
+            {
+                "begin": frame[0].replace("NAME", name),
+                "schema": dict(schema) if name in request.strict else {"type": "object"},
+                "end": frame[1],
+            }
+            for name, schema in request.schemas.items()
+        ]
+        return StructuredOutputs(structural_tag={"structures": structures, "triggers": list(self.tools.markers)})
 
     def _kept_special_tokens(self, tokenizer: Tokenizer | None) -> tuple[str, ...]:
         """Markers that are control tokens, which must stay in the text to be seen."""

@@ -50,6 +50,8 @@ class ToolFormat:
         known_only: only offered functions are called; of others the text is content.
         short_ids: templates of such models take ids of calls with nine letters and digits only.
         whole_answer: `read` reads an answer from its beginning, and reasoning with it.
+        frame: what stands around a call's arguments, "NAME" being the function's name; None where a grammar for a
+            part of an answer cannot keep it.
         signs: strings that a chat template of such a model has, all of one of the groups.
     """
 
@@ -64,6 +66,7 @@ class ToolFormat:
     known_only: bool = False
     short_ids: bool = False
     whole_answer: bool = False
+    frame: tuple[str, str] | None = None
     signs: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
@@ -143,6 +146,7 @@ def _write_harmony(name: str, arguments: Arguments) -> str:
 
 
 _DEEPSEEK_WORDS = ("<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>")
+_HERMES_FRAME = ('<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>")
 _HARMONY_WORDS = ("<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 
 # The order is that of detection: the first whose signs a template has.
@@ -223,6 +227,7 @@ FORMATS = (
         _write_hermes,
         markers=("<tool_call>",),
         end=("</tool_call>",),
+        frame=_HERMES_FRAME,
         signs=(("<tool_call>", "enable_thinking"),),
     ),
     ToolFormat(
@@ -231,6 +236,7 @@ FORMATS = (
         _write_hermes,
         markers=("<tool_call>",),
         end=("</tool_call>",),
+        frame=_HERMES_FRAME,
         signs=(("<tool_call>",),),
     ),
 )
