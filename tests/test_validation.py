@@ -94,6 +94,7 @@ BAD: list[tuple[str, Any]] = [
     *[("include_stop_str_in_output", value) for value in (None, 1, "true")],
     *[("ignore_eos", 1), ("skip_special_tokens", 0), ("detokenize", "no"), ("use_beam_search", 1)],
     *[("length_penalty", value) for value in (-10.1, 10.1, NAN, INF, None, "1", True)],
+    *[("kept_special_tokens", value) for value in (None, "x", (1,), ("x",) * 65)],
     *[("early_stopping", value) for value in (None, 1, "always", "")],
 ]
 
@@ -218,9 +219,11 @@ def test_any_values_pass_or_are_refused_and_what_passes_is_well_formed(fields: d
 
 @pytest.mark.parametrize(
     "fields",
-    [{"temperature": 0.7}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.1}]
-    + [{"presence_penalty": 0.1}, {"frequency_penalty": -1}, {"logit_bias": {1: 1}}, {"allowed_token_ids": (1, 2)}]
-    + [{"banned_token_ids": (1,)}, {"stop": ("x",)}],
+    [
+        *({"temperature": 0.7}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.1}, {"repetition_penalty": 1.1}),
+        *({"presence_penalty": 0.1}, {"frequency_penalty": -1}, {"logit_bias": {1: 1}}, {"allowed_token_ids": (1, 2)}),
+        *({"banned_token_ids": (1,)}, {"stop": ("x",)}),
+    ],
     ids=str,
 )
 def test_beams_take_nothing_that_changes_the_choice(fields: dict[str, Any]) -> None:
