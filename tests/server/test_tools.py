@@ -235,6 +235,14 @@ def test_flags(start_server, template_file):
         assert server.post(PATH, **asking("x", tools=[WEATHER], tool_choice="none"))["choices"]
 
 
+def test_a_template_without_tools_gets_them_in_words(start_server):
+    with start_server() as server:
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 300}
+        content = server.post(PATH, **body, tools=[WEATHER])["choices"][0]["message"]["content"]
+        assert content.startswith("system: You may call functions.") and '"name": "weather"' in content
+        assert server.post(PATH, **body, tools=[WEATHER], tool_choice="none")["usage"]["prompt_tokens"] < 30
+
+
 # -- the openai package --------------------------------------------------------------------------------------------
 
 

@@ -7,28 +7,22 @@ stream and what breaks off ends the call.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.frontend.parsers.cursor import MAX_HELD, Cursor, Malformed, Markers, Steps
-from octavo.frontend.parsers.json_text import MAX_DEPTH, read_string, read_value, string_of
+from octavo.frontend.parsers.json_text import read_string, read_value, string_of
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9_.-]*")
 _KEY = re.compile(r"[^<>\s]*")
-_MAX_NAME = 128
+MAX_NAME = 128
 _MAX_LINE = 64
 _CALL_KEYS = {"name", "arguments", "parameters", "id", "type", "index"}
 _VALUE_END = Markers(["</parameter>"])
 _LINE_END = Markers(["\n"])
-_QUOTED = {'"': re.compile(r'[^"\\]*'), "'": re.compile(r"[^'\\]*")}
-_PLAIN = re.compile(r"[^\"'()\[\]{}]*")
-_OPENING = {"(": ")", "[": "]", "{": "}"}
-_WORDS = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +39,7 @@ class Offered:
 
     def check(self, name: str) -> str:
         """The name, or Malformed."""
-        if (
-            not name
-            or len(name) > _MAX_NAME
-            or not _NAME.fullmatch(name)
-            or (self.known_only and name not in self.tools)
-        ):
+        if not name or len(name) > MAX_NAME or not NAME.fullmatch(name) or (self.known_only and name not in self.tools):
             raise Malformed
         return name
 
@@ -168,10 +157,10 @@ def read_mistral(cursor: Cursor, offered: Offered) -> Steps[None]:
     if (yield from cursor.blanks()) == "[":
         yield from read_json_calls(cursor, offered)
         return
-    name = offered.check((yield from cursor.word(_NAME, _MAX_NAME)))
+    name = offered.check((yield from cursor.word(NAME, MAX_NAME)))
     if (yield from cursor.blanks()) == "[":
         if (yield from cursor.expect("[CALL_ID]", "[ARGS]")) == "[CALL_ID]":
-            yield from cursor.word(_NAME, _MAX_NAME)
+            yield from cursor.word(NAME, MAX_NAME)
             yield from cursor.expect("[ARGS]")
         yield from cursor.blanks()
     yield from read_arguments(cursor, name)
@@ -200,12 +189,12 @@ def read_deepseek(cursor: Cursor, offered: Offered) -> Steps[None]:
 
 
 def _read_deepseek_call(cursor: Cursor, offered: Offered) -> Steps[None]:
-    head = yield from cursor.word(_NAME, _MAX_NAME)
+    head = yield from cursor.word(NAME, MAX_NAME)
     yield from cursor.expect(_DEEPSEEK_SEP)
     if (yield from cursor.blanks()) == "{":
         yield from read_arguments(cursor, offered.check(head))
         return
-    line, _ = yield from cursor.collect(_LINE_END, _MAX_NAME)
+    line, _ = yield from cursor.collect(_LINE_END, MAX_NAME)
     name = offered.check(line.strip())
     yield from cursor.blanks()
     fenced = yield from cursor.literal(_FENCE)
@@ -229,7 +218,7 @@ def read_qwen3(cursor: Cursor, offered: Offered) -> Steps[None]:
         yield from _read_call_object(cursor, offered)
         return
     yield from cursor.expect("<function=")
-    name = offered.check((yield from cursor.word(_NAME, _MAX_NAME)))
+    name = offered.check((yield from cursor.word(NAME, MAX_NAME)))
     yield from cursor.expect(">")
     yield from cursor.blanks()
     schema = offered.tools.get(name, {})
@@ -238,12 +227,12 @@ def read_qwen3(cursor: Cursor, offered: Offered) -> Steps[None]:
         tag = yield from cursor.expect("<parameter=", "</function>")
         if tag == "</function>":
             break
-        key = yield from cursor.word(_KEY, _MAX_NAME)
+        key = yield from cursor.word(_KEY, MAX_NAME)
         yield from cursor.expect(">")
         if before == "{":
             cursor.call(name)
         text, _ = yield from cursor.collect(_VALUE_END, MAX_HELD)
-        cursor.arguments(f"{before}{_dumped(key)}: {_dumped(typed(_unpadded(text), _property(schema, key)))}")
+        cursor.arguments(f"{before}{dumped(key)}: {dumped(typed(_unpadded(text), _property(schema, key)))}")
         before = ", "
         yield from cursor.blanks()
     if before == "{":
@@ -272,7 +261,7 @@ def typed(text: str, schema: Mapping[str, Any]) -> Any:
         return text
     try:
         value = json.loads(text, parse_constant=_refuse)
-        _dumped(value)
+        dumped(value)
     except (ValueError, RecursionError):
         words = {"True": True, "False": False, "None": None}
         return words.get(text.strip(), text) if "string" not in allowed else text
@@ -289,114 +278,6 @@ def _is_of(value: Any, kinds: list[Any]) -> bool:
     return name in kinds or (name == "integer" and "number" in kinds)
 
 
-def _dumped(value: Any) -> str:
+def dumped(value: Any) -> str:
+    """Compact enough, and JSON for sure."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-# -- Python: [f(a=1), g()] -----------------------------------------------------------------------------------------
-
-
-def read_pythonic(cursor: Cursor, offered: Offered) -> Steps[None]:
-    """A list of calls with keyword arguments that are literals. Each is told when it is complete."""
-    yield from cursor.expect("[")
-    while True:
-        yield from cursor.blanks()
-        name = offered.check((yield from cursor.word(_NAME, _MAX_NAME)))
-        parts: list[str] = []
-        yield from cursor.expect("(")
-        yield from _read_balanced(cursor, parts)
-        arguments = _keywords("".join(parts))
-        cursor.call(name)
-        cursor.arguments(arguments)
-        cursor.hold()
-        yield from cursor.blanks()
-        if (yield from cursor.expect(",", "]")) == "]":
-            cursor.drop()
-            return
-
-
-def _read_balanced(cursor: Cursor, parts: list[str]) -> Steps[None]:
-    """Up to the parenthesis that closes the one just read."""
-    closers = [")"]
-    while closers:
-        end = _PLAIN.match(cursor.text, cursor.at).end()  # type: ignore[union-attr]  # it matches nothing, too
-        if end > cursor.at:
-            parts.append(cursor.text[cursor.at : end])
-            cursor.move(end)
-        char = yield from cursor.peek()
-        if not char:
-            raise Malformed
-        if char in _QUOTED:
-            yield from _read_quoted(cursor, char, parts)
-            continue
-        if char in _OPENING:
-            closers.append(_OPENING[char])
-            if len(closers) > MAX_DEPTH:
-                raise Malformed
-        elif char in ")]}" and closers.pop() != char:
-            raise Malformed
-        parts.append(char)
-        cursor.move(cursor.at + len(char))
-
-
-def _read_quoted(cursor: Cursor, quote: str, parts: list[str]) -> Steps[None]:
-    """A string in single or double quotes; triple quotes are none here."""
-    parts.append(quote)
-    cursor.move(cursor.at + 1)
-    while True:
-        end = _QUOTED[quote].match(cursor.text, cursor.at).end()  # type: ignore[union-attr]  # it matches nothing, too
-        run = cursor.text[cursor.at : end]
-        parts.append(run.replace("\n", "\\n").replace("\r", "\\r"))
-        cursor.move(end)
-        char = yield from cursor.peek()
-        if char == "\\":
-            if not (yield from cursor.need(2)):
-                raise Malformed
-            char = cursor.text[cursor.at : cursor.at + 2]
-        elif not char:
-            raise Malformed
-        parts.append(char)
-        cursor.move(cursor.at + len(char))
-        if char == quote:
-            return
-
-
-def _keywords(text: str) -> str:
-    """The JSON object of keyword arguments in Python's words, up to their parenthesis; nothing is run."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of escapes that Python does not know
-            call = ast.parse(f"f({text}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or not isinstance(call.func, ast.Name):
-            raise Malformed
-        values = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-        if None in values or len(values) != len(call.keywords):
-            raise Malformed
-        return _checked(_dumped(values))
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        raise Malformed from None
-
-
-def _checked(text: str) -> str:
-    if not text.isascii():
-        text.encode()  # half a surrogate pair is no text; UnicodeEncodeError is a ValueError
-    return text
-
-
-def _literal(node: ast.expr) -> Any:
-    """The value of a literal; JSON's true, false and null are taken too."""
-    if isinstance(node, ast.Name) and node.id in _WORDS:
-        return _WORDS[node.id]
-    if isinstance(node, ast.List | ast.Tuple):
-        return [_literal(item) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        keys = [key.value if isinstance(key, ast.Constant) else None for key in node.keys]
-        if not all(isinstance(key, str) for key in keys):
-            raise Malformed
-        return {key: _literal(value) for key, value in zip(keys, node.values, strict=True)}
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
-        value = node.operand.value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return -value
-    elif isinstance(node, ast.Constant) and (node.value is None or type(node.value) in (bool, int, float, str)):
-        return node.value
-    raise Malformed

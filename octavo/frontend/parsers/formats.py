@@ -19,11 +19,11 @@ from octavo.frontend.parsers.calls import (
     read_json_calls,
     read_json_calls_apart,
     read_mistral,
-    read_pythonic,
     read_qwen3,
 )
 from octavo.frontend.parsers.cursor import Cursor, Malformed, Markers, Steps
 from octavo.frontend.parsers.harmony import read_harmony
+from octavo.frontend.parsers.pythonic import read_pythonic
 
 Reader = Callable[[Cursor, Offered], Steps[None]]
 Arguments = dict[str, Any]
