@@ -177,7 +177,9 @@ def test_chats_that_cannot_be_served_as_written_say_why(server, param, body):
     assert reply.json()["error"]["param"].split("[")[0] == param
 
 
-@pytest.mark.parametrize("body", [{"suffix": "x"}, {"best_of": 3}, {"best_of": 2, "n": 1}])
+@pytest.mark.parametrize(
+    "body", [{"suffix": "x"}, {"best_of": 3, "stream": True}, {"best_of": 3, "use_beam_search": True}]
+)
 def test_completions_that_cannot_be_served_as_written_say_why(server, body):
     with server.client() as client:
         refused(client.post(COMPLETIONS, json={"prompt": "a", **body}), 400, "unsupported_value", next(iter(body)))
