@@ -67,6 +67,16 @@ def split(kernels: Iterable[tuple[str, int, int]]) -> dict[str, Any]:
     }
 
 
+def check_possible() -> None:
+    """Raises ConfigError if there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "--profile needs a GPU: it tells what kernels did there.", fix="Leave it out.", param="profile"
+        )
+
+
 def profile(run: Callable[[], Any], trace: Path | None = None) -> dict[str, Any]:
     """Run something under the profiler, which slows the host down, not the GPU.
 
@@ -81,10 +91,7 @@ def profile(run: Callable[[], Any], trace: Path | None = None) -> dict[str, Any]
     """
     import torch
 
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "--profile needs a GPU: it tells what kernels did there.", fix="Leave it out.", param="profile"
-        )
+    check_possible()
     activities = [torch.profiler.ProfilerActivity.CUDA]
     if trace is not None:
         activities.append(torch.profiler.ProfilerActivity.CPU)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from octavo.bench.workloads import WORKLOADS, Workload, fixed, take
+from octavo.bench.workloads import WORKLOADS, Workload, fit_vocabulary, fixed, take
 from octavo.cli.bench_engine import open_llm, report_json
 from octavo.cli.options import INTEGER, engine_options, engine_settings
 from octavo.cli.table import print_table, spread_row
@@ -24,6 +24,12 @@ from octavo.errors import ConfigError
 @click.option("--output-len", type=INTEGER, metavar="N", help="Tokens to generate for a random prompt. [128]")
 @click.option("--repeat", type=click.IntRange(1), default=1, show_default=True, help="Runs; the fastest is reported.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the result there.")
+@click.option(
+    "--profile",
+    "trace_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Run once more under a profiler: tells what the GPU's time went to and writes a trace (FILE.json.gz).",
+)
 @engine_options()
 @click.pass_context
 def throughput(
@@ -36,6 +42,7 @@ def throughput(
     output_len: int | None,
     repeat: int,
     json_file: Path | None,
+    trace_file: Path | None,
     **_: Any,
 ) -> None:
     """Measure tokens a second of MODEL in this process, greedy, each output of fixed length.
@@ -43,8 +50,12 @@ def throughput(
     Token ids beyond a small vocabulary are taken modulo its size; the result says so.
     """
     name, requests = choose_workload(workload, num_prompts, input_len, output_len)
+    from octavo.bench.offline import run_workload
     from octavo.bench.offline import throughput as measure
+    from octavo.bench.profile import check_possible, profile
 
+    if trace_file is not None:
+        check_possible()
     with open_llm(engine_settings(ctx, model_name)) as llm:
         result = measure(
             llm,
@@ -53,6 +64,9 @@ def throughput(
             repeat=repeat,
             on_repeat=lambda index, seconds: note(f"run {index + 1} of {repeat}: {seconds:.2f} s"),
         )
+        if trace_file is not None:
+            prompts = fit_vocabulary(requests, llm.info.vocab_size)[0]
+            result["profile"] = profile(lambda: run_workload(llm, prompts, salt="profile"), trace_file)
     print_table(
         f"{name} · {result['engine']['model']} · {result['engine']['device']}",
         [
@@ -67,7 +81,16 @@ def throughput(
     )
     if result["ids_taken_modulo_vocabulary"]:
         note(f"Token ids were taken modulo the vocabulary of {result['engine']['vocab_size']:,}.")
+    if trace_file is not None:
+        _print_profile(result["profile"], trace_file)
     report_json(json_file, result)
+
+
+def _print_profile(split: dict[str, Any], trace_file: Path) -> None:
+    span = split["span_ms"]
+    rows = [(kind, f"{ms:,.0f} ms, {100 * ms / span:.1f} %") for kind, ms in split["ms"].items()]
+    print_table(f"the GPU's {span / 1e3:,.2f} s", rows)
+    note(f"The trace is in {trace_file}; ui.perfetto.dev shows it.")
 
 
 def choose_workload(
