@@ -9,12 +9,14 @@ beams        one search of width k
 samples      n = k samples of one request, which share the prompt's pages
 independent  k requests that share nothing (no prefix cache)
 
-Pages are the most that were owned at one time. Every case runs in rounds; the fastest counts.
+Pages are the most that were owned at one time. Every case runs in rounds; the fastest counts. The result says how busy
+the machine was (load average): above its cores, times mean little.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -94,7 +96,7 @@ def main() -> None:
             f"{row['pages']:5} | {row['pages'] / greedy['pages']:8.2f}"
         )
     if arguments.json:
-        record = environment() | {"command": shlex.join(["python", *sys.argv])}
+        record = environment() | {"command": shlex.join(["python", *sys.argv]), "load": os.getloadavg()[0]}
         sizes = {"prompt_tokens": len(prompt), "tokens": arguments.tokens, "page_size": info.page_size}
         write_json(
             arguments.json, {**record, "model": info.model, "quantization": info.quantization, **sizes, "rows": rows}
