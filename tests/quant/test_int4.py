@@ -14,12 +14,13 @@ from octavo.weights.gguf_arch import GGUFSource, hf_config
 SHAPES = [(8, 32), (20, 64), (37, 1536), (576, 576), (5, 4128)]
 
 
-@pytest.fixture(params=["avx2", "plain", "torch"])
+@pytest.fixture(params=["avx2", "avx2-2", "plain-2", "torch"])
 def variant(request):
-    if request.param == "torch":
+    kind, _, threads = request.param.partition("-")
+    if kind == "torch":
         native.configure(enabled=False)
     else:
-        native.configure(avx2=request.param == "avx2")
+        native.configure(avx2=kind == "avx2", threads=int(threads or 1))
         if not native.available():
             pytest.skip(native.reason())
     yield request.param

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from octavo.quant import int4
 from octavo.weights import gguf_dequant
 from octavo.weights.gguf import BLOCKS, GGUFFile
-from octavo.weights.gguf_dequant import DEQUANTIZE, dequantize
+from octavo.weights.gguf_dequant import DEQUANTIZE, dequantize, four_bit
 from tests.weights.gguf_writing import write_gguf
 
 HALVES = {  # where a block has float16 numbers
@@ -76,6 +77,37 @@ def test_slabs_and_rows_are_parts_of_the_whole(
         assert torch.equal(dequantize(file, "t"), expected)
         for rows in (slice(2, 5), slice(0, 1), slice(-2, None), slice(3, 100), slice(5, 3)):
             assert torch.equal(dequantize(file, "t", rows), expected[rows])
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("Q4_0", 0), ("Q4_1", 2e-7), ("Q4_K", 1e-3)])
+def test_blocks_of_four_bits_are_the_same_weights(tmp_path: Path, name: str, tolerance: float) -> None:
+    """Exact but for the last bit of a fused sum; Q4_K's products of two factors are rounded to float16 (2^-11)."""
+    blocks = random_blocks(name, 6 * 512 // BLOCKS[TYPE_IDS[name]][1], 1e-2)
+    path = write_gguf(tmp_path / "x.gguf", {}, {"t": ((6, 512), TYPE_IDS[name], blocks.tobytes())})
+    with GGUFFile(path) as file:
+        found, expected = four_bit(file, "t"), dequantize(file, "t").view(6, 16, 32)
+    assert found is not None
+    assert found.q.dtype == torch.uint8 and found.q.shape == (6, 512) and int(found.q.max()) <= 15
+    assert found.step.dtype == found.low.dtype == torch.float16 and found.step.shape == found.low.shape == (6, 16)
+    ours = int4.dequantize(found).view(6, 16, 32)
+    reach = 15 * found.step.float().abs() + found.low.float().abs()  # what the rounded factors can add up to
+    assert ((ours - expected).abs() <= tolerance * reach[:, :, None]).all()
+    assert int(found.q.float().var(dim=1).count_nonzero()) == 6  # random bits came through
+
+
+@pytest.mark.parametrize("name", sorted({*DEQUANTIZE} - {"Q4_0", "Q4_1", "Q4_K"}))
+def test_other_blocks_have_no_four_bits(tmp_path: Path, name: str) -> None:
+    blocks = random_blocks(name, 512 // BLOCKS[TYPE_IDS[name]][1])
+    path = write_gguf(tmp_path / "x.gguf", {}, {"t": ((1, 512), TYPE_IDS[name], blocks.tobytes())})
+    with GGUFFile(path) as file:
+        assert four_bit(file, "t") is None
+
+
+def test_only_matrices_have_blocks_of_four_bits(tmp_path: Path) -> None:
+    blocks = random_blocks("Q4_1", 4)
+    path = write_gguf(tmp_path / "x.gguf", {}, {"t": ((128,), TYPE_IDS["Q4_1"], blocks.tobytes())})
+    with GGUFFile(path) as file:
+        assert four_bit(file, "t") is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
