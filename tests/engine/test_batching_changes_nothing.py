@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.tiny_models import make_tiny_llama
 
 from octavo.config import EngineConfig
 from octavo.engine.core import Engine
 from octavo.request import EngineRequest, SamplingParams, StepOutputs
+from tests.tiny_models import make_tiny_llama
 
 VOCAB = 128
 POOL = {"num_gpu_blocks_override": 32, "block_size": 4, "max_model_len": 96, "max_num_seqs": 12}
