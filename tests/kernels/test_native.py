@@ -10,6 +10,7 @@ import torch
 
 from octavo.kernels import native
 from octavo.kernels.sampling.philox import gumbel_noise
+from octavo.quant.int4 import Int4
 
 TYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -82,7 +83,9 @@ def attend(q, keys, values, scale):
 
 
 @pytest.mark.parametrize("cache_type", TYPES)
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 1, 128), (2, 2, 80), (5, 5, 16)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(9, 3, 64), (8, 1, 128), (2, 2, 80), (7, 1, 96), (12, 2, 32), (5, 5, 16)]
+)
 @pytest.mark.parametrize("page", [4, 16])
 def test_paged_attention(variant, generator, cache_type, heads, kv_heads, head_dim, page):
     lengths, queries = [1, 5, 37, 300, 150], [1, 1, 9, 1, 150]
@@ -107,6 +110,59 @@ def test_paged_attention(variant, generator, cache_type, heads, kv_heads, head_d
     starts = torch.tensor([0, *np.cumsum(queries)], dtype=torch.int32)
     out = native.paged_attention(q, *caches, table, starts, torch.tensor(lengths, dtype=torch.int32), 0.3)
     assert torch.allclose(out.double(), torch.cat(wanted), rtol=1e-4, atol=1e-4)
+
+
+def test_attention_is_the_same_alone_and_in_any_batch(variant, generator):
+    lengths, queries, page = [1, 129, 40, 257, 64], [1, 1, 40, 3, 1], 16
+    caches = [torch.randn(40, 3, page, 64, generator=generator).bfloat16() for _ in range(2)]
+    table = torch.randperm(40, generator=generator)[: 5 * 8].view(5, 8).repeat(1, 3)[:, :17].int().contiguous()
+    starts = [0, *np.cumsum(queries).tolist()]
+    q = torch.randn(starts[-1], 9, 64, generator=generator)
+
+    def run(rows):
+        parts = torch.cat([q[starts[row] : starts[row + 1]] for row in rows])
+        begins = torch.tensor([0, *np.cumsum([queries[row] for row in rows])], dtype=torch.int32)
+        lens = torch.tensor([lengths[row] for row in rows], dtype=torch.int32)
+        out = native.paged_attention(parts, *caches, table[list(rows)].contiguous(), begins, lens, 0.125)
+        return dict(zip(rows, out.split([queries[row] for row in rows]), strict=True))
+
+    alone = {row: run([row])[row] for row in range(5)}
+    for rows in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 4], [2, 3], [1, 2]):
+        assert all(torch.equal(out, alone[row]) for row, out in run(rows).items()), rows
+
+
+def test_a_chunk_of_a_prompt_gives_what_the_whole_prompt_gives(variant, generator):
+    """The kernels differ (one query, many), and where the tiles begin: equal within rounding."""
+    length, page = 150, 16
+    caches = [torch.randn(10, 2, page, 64, generator=generator) for _ in range(2)]
+    table = torch.arange(10, dtype=torch.int32)[None]
+    q = torch.randn(length, 4, 64, generator=generator)
+    starts = torch.tensor([0, length], dtype=torch.int32)
+    whole = native.paged_attention(q, *caches, table, starts, starts[1:], 0.125)
+    for begin, end in ((0, 1), (0, 64), (63, 64), (63, 66), (149, 150), (90, 150)):
+        now = torch.tensor([0, end - begin], dtype=torch.int32)
+        lens = torch.tensor([end], dtype=torch.int32)
+        part = native.paged_attention(q[begin:end].clone(), *caches, table, now, lens, 0.125)
+        assert torch.allclose(part, whole[begin:end], rtol=1e-5, atol=1e-5), (begin, end)
+
+
+def test_nothing_to_do(variant):
+    none, ids = torch.empty(0, 64), torch.empty(0, dtype=torch.int64)
+    q, scale = native.quantize_weight(torch.ones(8, 64))
+    blocks = Int4().make(torch.ones(8, 64), None, device=torch.device("cpu"), dtype=torch.float32).packed
+    caches = [torch.full((2, 1, 4, 16), math.nan) for _ in range(2)]
+    empty = torch.empty(0, dtype=torch.int32)
+    rotated = native.rope_and_cache(none[:, :48], torch.ones(4, 16), empty, ids, *caches, 1, 1, 16)
+    attended = native.paged_attention(
+        rotated, *caches, empty.view(0, 2), torch.zeros(1, dtype=torch.int32), empty, 0.125
+    )
+    assert native.rms_norm(none, None, torch.ones(64), 1e-5).shape == (0, 64)
+    assert native.silu_and_mul(none).shape == (0, 32)
+    assert native.int8_linear(none, q, scale, None).shape == (0, 8)
+    assert native.int4_linear(none, blocks, 8, None).shape == (0, 8)
+    assert native.int8_rows(ids, q, scale).shape == native.int4_rows(ids, blocks).shape == (0, 64)
+    assert rotated.shape == attended.shape == (0, 1, 16)
+    assert all(cache.isnan().all() for cache in caches)
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(8, 16), (7, 33), (100, 576), (64, 1536), (1, 5), (33, 4100)])
