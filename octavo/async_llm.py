@@ -35,6 +35,7 @@ from octavo.frontend.drain_rate import DrainRate
 from octavo.frontend.embedding import check_dimensions, embedding_output
 from octavo.frontend.load import Frontend, load_frontend
 from octavo.frontend.off_loop import OffLoop
+from octavo.frontend.outputs import ProcessedStep
 from octavo.frontend.sample import OpenRequest, Update
 from octavo.request import (
     EmbeddingRequestOutput,
@@ -203,6 +204,7 @@ class AsyncLLM:
         self.loading: tuple[str, float] = ("start the engine's process", 0.0)
         self.loop: asyncio.AbstractEventLoop
         self.on_end: Callable[[Update], None] = lambda update: None
+        self.on_step: Callable[[ProcessedStep], None] = lambda step: None
         self._client: EngineClient = client(config)
         self._progress = progress
         self._max_logprobs = max_logprobs
@@ -555,8 +557,8 @@ class AsyncLLM:
             stream.push(update)
         for handle, index in processed.aborts:
             self._client.abort(handle, index)
-        if processed.stats is not None:
-            self.stats = processed.stats
+        self.on_step(processed)
+        self.stats = processed.stats or self.stats
 
     def on_stats(self, stats: EngineStats) -> None:
         """The engine's figures, when it rests or has worked for a second."""

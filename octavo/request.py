@@ -219,6 +219,13 @@ class Pooled(msgspec.Struct, frozen=True, array_like=True):
     values: bytes
 
 
+class StepFigures(msgspec.Struct, frozen=True, array_like=True):
+    """One step of the engine: seconds that it took, and tokens that it computed (of prompts, and one a decode)."""
+
+    seconds: float = 0.0
+    num_tokens: int = 0
+
+
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     """A snapshot after a step. Counters count from the engine's start; gauges are of now."""
 
@@ -234,6 +241,7 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     generation_tokens: int = 0
     num_steps: int = 0
     jump_tokens: int = 0  # generated without being drawn, as a grammar left no other
+    last_step: StepFigures = StepFigures()
 
 
 class StepOutputs(msgspec.Struct, frozen=True, array_like=True):

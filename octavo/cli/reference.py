@@ -36,7 +36,7 @@ Octavo's own, 6 where `octavo chat` finds no server, and 130 after Ctrl-C.
 _METRICS_INTRODUCTION = """\
 `GET /metrics` has these in Prometheus' text format. Figures that mean the same in vLLM are there under its names too,
 so that dashboards and autoscalers made for it work. Labels are the model's name, reasons, routes and statuses: no
-client chooses one.
+client chooses one. `process_` figures are of the server's own process.
 """
 
 
@@ -92,7 +92,7 @@ def metrics_page() -> str:
 
     kinds: dict[str, str] = {}
     texts: dict[str, str] = {}
-    for line in Metrics().text("MODEL", EngineStats(), ready=True, num_open=0).splitlines():
+    for line in Metrics().text("MODEL", EngineStats()).splitlines():
         _, keyword, name, text = [*line.split(" ", 3), "", "", ""][:4]
         if keyword == "TYPE":
             kinds[name] = text
@@ -101,7 +101,7 @@ def metrics_page() -> str:
     lines = ["# Metrics", "", _MADE_BY, "", _METRICS_INTRODUCTION]
     lines += ["| name | kind | also as `vllm:` | |", "|---|---|---|---|"]
     for name, text in texts.items():
-        if name.startswith("octavo:"):
+        if not name.startswith("vllm:"):
             alias = "yes" if name.replace("octavo:", "vllm:") in texts else ""
             lines.append(f"| `{name}` | {kinds[name]} | {alias} | {_cell(text)} |")
     return "\n".join(lines) + "\n"

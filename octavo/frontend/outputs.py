@@ -23,11 +23,15 @@ class ProcessedStep:
         updates: in the order of the step's tokens; a sample that ends has exactly one update that says so, its last.
         aborts: (handle, index) of samples that a stop string ended; the engine still runs them and must be told.
         stats: the engine's, if the step brought any.
+        time: when it came, `time.monotonic()`.
+        previous: for each token, when its sample's token before it came; 0 for the first.
     """
 
     updates: list[Update] = field(default_factory=list)
     aborts: list[tuple[int, int]] = field(default_factory=list)
     stats: EngineStats | None = None
+    time: float = 0.0
+    previous: list[float] = field(default_factory=list)
 
 
 class OutputProcessor:
@@ -66,7 +70,8 @@ class OutputProcessor:
         requests, updates = self._open, step.updates
         ending = self._note(outputs)
         entries = _by_sample(outputs) if outputs.logprobs else {}
-        now = time.monotonic()
+        step.time = now = time.monotonic()
+        previous = step.previous
         for handle, index, token_id in zip(outputs.handles, outputs.indices, outputs.tokens, strict=True):
             request = requests.get(handle)
             if request is None:
@@ -74,6 +79,8 @@ class OutputProcessor:
             if not request.first_token_time:
                 request.first_token_time = now
             sample = request.samples[index]
+            previous.append(sample.last_time)
+            sample.last_time = now
             if sample.plain:
                 sample.token_ids.append(token_id)
                 text = sample.push(token_id)

@@ -36,12 +36,13 @@ class OpenRequest:
 
     __slots__ = (
         "arrival_time", "embedding", "finish_time", "first_token_time", "handle", "num_cached_tokens", "num_open",
-        "prompt", "prompt_logprobs", "prompt_token_ids", "request_id", "samples", "scheduled_time",
+        "params", "prompt", "prompt_logprobs", "prompt_token_ids", "request_id", "samples", "scheduled_time",
     )  # fmt: skip
 
     def __init__(self, request: EngineRequest, prompt: str | None, tokenizer: Tokenizer | None):
         self.handle = request.handle
         self.request_id = request.request_id
+        self.params = request.params
         self.prompt = prompt
         self.prompt_token_ids = request.prompt_token_ids
         self.arrival_time = request.arrival_time
@@ -95,13 +96,14 @@ class Sample:
         finish_reason, stop_reason, error: how it ended; None and "" while it runs.
         cumulative_logprob: the engine's word for it, which comes with the end of a beam.
         plain: neither stop strings, nor logprobs, nor an end to look after: a token is only appended and decoded.
+        last_time: of its newest token, `time.monotonic()`; 0 before the first.
         ending, last_ids: the engine's word that this step ends the sample, and the step's tokens of it.
     """
 
     __slots__ = (
         "_detokenizer", "_held", "_num_chars", "_params", "_stop", "cumulative_logprob", "ending", "error",
-        "finish_reason", "index", "last_ids", "logprobs", "pieces", "plain", "push", "request", "stop_reason",
-        "token_ids",
+        "finish_reason", "index", "last_ids", "last_time", "logprobs", "pieces", "plain", "push", "request",
+        "stop_reason", "token_ids",
     )  # fmt: skip
 
     def __init__(self, request: OpenRequest, index: int, params: SamplingParams, tokenizer: Tokenizer | None):
@@ -116,6 +118,7 @@ class Sample:
         self.cumulative_logprob: float | None = None
         self.ending: Finished | None = None
         self.last_ids: list[int] = []
+        self.last_time = 0.0
         self._params = params
         self._stop: StopChecker | None = None  # made with the first token: waiting requests shall be small
         self._num_chars = 0  # decoded, held back or not

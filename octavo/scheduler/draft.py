@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from octavo.plan import BoolArray, Int32Array, NewRow, PoolingPlan, PromptLogprobsPlan, StepPlan
+from octavo.request import StepFigures
 from octavo.scheduler.rows import Cohort, Rows
 
 NOTHING: Int32Array = np.empty(0, np.int32)
@@ -45,6 +47,8 @@ class Launched:
     Attributes:
         cohort: the first of the rows, which are plain decodes; `chunks` are the others, in order.
         num_samples: how many of the rows have `sample`.
+        num_tokens: that it computes.
+        time: when it was planned, `time.monotonic()`.
     """
 
     step: int
@@ -54,6 +58,29 @@ class Launched:
     num_samples: int
     cohort: Cohort
     chunks: tuple[Chunk, ...]
+    num_tokens: int
+    time: float
+
+
+class StepClock:
+    """Tells how long steps take.
+
+    Attributes:
+        last: of the step that was settled last. While steps follow each other, its time is from the end of the one
+            before, so that times of steps which overlap add up to the time that passed.
+    """
+
+    __slots__ = ("_settled", "last")
+
+    def __init__(self) -> None:
+        self.last = StepFigures()
+        self._settled = 0.0
+
+    def settle(self, launched: Launched) -> None:
+        """A step's results are here."""
+        now = time.monotonic()
+        self.last = StepFigures(now - max(launched.time, self._settled), launched.num_tokens)
+        self._settled = now
 
 
 @dataclass(slots=True)
@@ -128,7 +155,9 @@ class Draft:
             ),
         )
         samples = decodes + sum(chunk.sample for chunk in chunks)
-        launched = Launched(step, all_rows, epochs, sample, samples, self.cohort, tuple(chunks))
+        tokens = decodes + sum(chunk.stop - chunk.start for chunk in chunks)
+        moment = time.monotonic()
+        launched = Launched(step, all_rows, epochs, sample, samples, self.cohort, tuple(chunks), tokens, moment)
         return plan, launched
 
     def _with_chunks(

@@ -21,7 +21,7 @@ from octavo.scheduler.admission import check_request
 from octavo.scheduler.beams_rows import BeamRun, BeamRuns, Hands
 from octavo.scheduler.collected import Collected
 from octavo.scheduler.config import SchedulerConfig
-from octavo.scheduler.draft import Chunk, Draft, Launched
+from octavo.scheduler.draft import Chunk, Draft, Launched, StepClock
 from octavo.scheduler.guided import Guide, Guided
 from octavo.scheduler.invariants import check_invariants
 from octavo.scheduler.logprobs import sample_logprobs, scored_prompt
@@ -51,6 +51,7 @@ class Scheduler:
         self._hands = Hands(self._rows, self.pool, config.page_size, self._start_row, self._take_chunk, self._leave_row)
         self._guided = Guided(self._hands, self._chunking.append, self._end)
         self._launched: deque[Launched] = deque()
+        self._clock = StepClock()
         self._freed_rows: list[int] = []
         self._started: list[Started] = []
         self._step = self._arrivals = 0
@@ -302,7 +303,7 @@ class Scheduler:
             raise ValueError(f"a result of step {result.step} came; {launched and launched.step} was awaited")
         if len(result.tokens) != launched.num_samples:
             raise ValueError(f"step {result.step} has {len(result.tokens)} tokens for {launched.num_samples} samples")
-        self._launched.popleft()
+        self._clock.settle(self._launched.popleft())
         cohort = launched.cohort
         if not launched.chunks and not result.failed and cohort.version == self._rows.version:
             outputs = Collected(cohort.handles, cohort.indices)
@@ -478,10 +479,9 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         """Counters since the start, gauges of now."""
-        waiting = len(self._queue) + sum(len(group.forking) for group in self._forking)
         return EngineStats(
             num_running=len(self._running),
-            num_waiting=waiting,
+            num_waiting=len(self._queue) + sum(len(group.forking) for group in self._forking),
             num_pages=self.pool.num_pages,
             num_free_pages=self.pool.num_free,
             num_preemptions=self._preemptions,
@@ -492,9 +492,9 @@ class Scheduler:
             generation_tokens=self._generated,
             num_steps=self._step,
             jump_tokens=self._guided.num_jumped,
+            last_step=self._clock.last,
         )
 
     def check(self) -> None:
         """Verify the invariants of README.md; raises RuntimeError with the first that does not hold."""
-        idle = not self._groups
-        check_invariants(self._rows, self.pool, self._running, self.config.page_size, idle=idle)
+        check_invariants(self._rows, self.pool, self._running, self.config.page_size, idle=not self._groups)

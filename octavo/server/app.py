@@ -46,6 +46,7 @@ class App:
         self._bodies = BodyBudget(max(options.max_body_bytes, options.max_body_bytes_in_all))
         self.metrics = Metrics()
         llm.on_end = self.metrics.ended
+        llm.on_step = self.metrics.stepped
         self.keys = KeyRing.of(options) if keys is None else keys
         self._on_loopback = is_loopback(options.host)
         self._allowed_hosts = frozenset(name.lower() for name in options.allowed_host)
@@ -158,15 +159,28 @@ class App:
         await exchange.json(200, {"version": __version__})
 
     async def _metrics_page(self, exchange: Exchange) -> None:
-        ready = self.status == "ready"
         text = self.metrics.text(
             self.names[0],
             self.llm.stats,
-            ready=ready,
+            state=self.status,
             num_open=self.llm.num_open,
             num_restarts=self.llm.num_restarts,
+            cache=self._cache_facts(),
         )
         await exchange.reply(200, text.encode(), _METRICS_TYPE)
+
+    def _cache_facts(self) -> dict[str, str | int] | None:
+        try:
+            info = self.llm.info
+        except OctavoError:
+            return None
+        cached = self.llm.config.cache.enable_prefix_caching
+        return {
+            "block_size": info.page_size,
+            "num_gpu_blocks": info.num_pages,
+            "enable_prefix_caching": str(cached),
+            "device": info.device,
+        }
 
     # -- models --------------------------------------------------------------------------------------------------
 

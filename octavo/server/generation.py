@@ -22,6 +22,7 @@ from octavo.server.keep_alive import KeepAlive
 from octavo.server.limits import check_choices
 from octavo.server.protocol import ChatBody, CompletionBody, GenerationBody, decode, decoder
 from octavo.server.render import ChatRendering, CompletionRendering, Rendering
+from octavo.server.timing import wants_timing
 from octavo.server.tools import tool_request
 
 _EVENT_STREAM = b"text/event-stream; charset=utf-8"
@@ -175,6 +176,7 @@ async def answer(exchange: Exchange, stream: UpdateStream, rendering: Rendering,
         OctavoError: nothing has been sent yet and the requests are lost.
         ClientGoneError: there is nobody to answer.
     """
+    rendering.timing = rendering.timing or wants_timing(exchange.headers)
     if not streaming:
         await answer_whole(exchange, stream, rendering.whole)
         return

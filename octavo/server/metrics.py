@@ -6,17 +6,39 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from octavo import __version__
-from octavo.frontend.sample import Update
-from octavo.request import EngineStats
+from octavo.frontend.outputs import ProcessedStep
+from octavo.frontend.sample import OpenRequest, Update
+from octavo.request import EngineStats, StepFigures
+from octavo.server.metrics_process import process_figures
 
 SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
            160.0, 640.0)  # fmt: skip
 TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+CHOICES = (1, 2, 5, 10, 20, 50, 100)
 FINISH_REASONS = ("stop", "length", "abort", "error")
-ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/live", "/ready", "/version", "/metrics", "other")
+STATES = ("loading", "ready", "draining", "hung", "restarting", "dead", "closed")
+ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/live", "/ready", "/version",
+          "/metrics", "other")  # fmt: skip
+_HISTOGRAMS: dict[str, tuple[Sequence[float], str]] = {
+    "time_to_first_token_seconds": (SECONDS, "From a request's arrival to its first token."),
+    "inter_token_latency_seconds": (SECONDS, "Between a sample's tokens of two steps."),
+    "request_time_per_output_token_seconds": (SECONDS, "Mean time of a request's tokens after the first one."),
+    "e2e_request_latency_seconds": (SECONDS, "From a request's arrival to its end."),
+    "request_queue_time_seconds": (SECONDS, "From a request's arrival to its first step."),
+    "request_prefill_time_seconds": (SECONDS, "From a request's first step to its first token."),
+    "request_decode_time_seconds": (SECONDS, "From a request's first token to its end."),
+    "request_inference_time_seconds": (SECONDS, "From a request's first step to its end."),
+    "request_prompt_tokens": (TOKENS, "Tokens of a request's prompt."),
+    "request_generation_tokens": (TOKENS, "Tokens of a request's answers."),
+    "request_params_n": (CHOICES, "Samples that a request asked for."),
+    "request_params_max_tokens": (TOKENS, "Tokens that each of a request's samples could have."),
+    "iteration_tokens_total": (TOKENS, "Tokens that a step computed, of prompts and of answers."),
+}
+_NO_STEP = StepFigures()
 
 
 class Histogram:
@@ -27,9 +49,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect.bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, count: int = 1) -> None:
+        """Count a value, or several equal ones."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += count
+        self.sum += value * count
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
         """Sample lines; a bucket counts all values up to its bound."""
@@ -42,21 +65,28 @@ class Histogram:
 
 
 class Metrics:
-    """One server's counts. `ended` is told of every sample's last update."""
+    """One server's counts. `ended` is told of every sample's last update, `stepped` of every step."""
 
     def __init__(self) -> None:
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
         self.rejected = 0
         self.replies: dict[tuple[str, int], int] = {}
         self.cached_tokens = 0
-        self.histograms = {
-            "time_to_first_token_seconds": (Histogram(SECONDS), "From a request's arrival to its first token."),
-            "request_time_per_output_token_seconds": (Histogram(SECONDS), "Time of a token after the first one."),
-            "e2e_request_latency_seconds": (Histogram(SECONDS), "From a request's arrival to its end."),
-            "request_queue_time_seconds": (Histogram(SECONDS), "From a request's arrival to its first step."),
-            "request_prompt_tokens": (Histogram(TOKENS), "Tokens of a request's prompt."),
-            "request_generation_tokens": (Histogram(TOKENS), "Tokens of a request's answers."),
-        }
+        self.histograms = {name: Histogram(bounds) for name, (bounds, _) in _HISTOGRAMS.items()}
+        self.step_time = Histogram(SECONDS)
+        self._last_step = _NO_STEP
+
+    def stepped(self, step: ProcessedStep) -> None:
+        """Count a step of the engine, and the gaps between its tokens and those before."""
+        figures = step.stats.last_step if step.stats is not None else _NO_STEP
+        if figures != self._last_step:
+            self._last_step = figures
+            self.step_time.observe(figures.seconds)
+            self.histograms["iteration_tokens_total"].observe(figures.num_tokens)
+        gaps = self.histograms["inter_token_latency_seconds"]
+        for moment, count in Counter(step.previous).items():  # few different ones, as steps serve many at once
+            if moment and moment < step.time:
+                gaps.observe(step.time - moment, count)
 
     def ended(self, update: Update) -> None:
         """Count a sample's end and, with the last one, its request."""
@@ -64,33 +94,31 @@ class Metrics:
             self.finished[update.finish_reason] += 1
         if not update.finished:
             return
-        request = update.request
-        times = request.metrics()
-        generated = sum(len(sample.token_ids) for sample in request.samples)
-        self.cached_tokens += request.num_cached_tokens
-        observed: dict[str, float] = {
-            "e2e_request_latency_seconds": times.total_time,
-            "request_prompt_tokens": len(request.prompt_token_ids),
-            "request_generation_tokens": generated,
-        }
-        if request.scheduled_time:
-            observed["request_queue_time_seconds"] = times.queue_time
-        if request.first_token_time:
-            observed["time_to_first_token_seconds"] = times.time_to_first_token
-            longest = max(len(sample.token_ids) for sample in request.samples)
-            after = times.total_time - times.time_to_first_token
-            if longest > 1 and after > 0:  # beams come all at once
-                observed["request_time_per_output_token_seconds"] = after / (longest - 1)
-        for name, value in observed.items():
-            self.histograms[name][0].observe(value)
+        self.cached_tokens += update.request.num_cached_tokens
+        for name, value in _observed(update.request):
+            self.histograms[name].observe(value)
 
     def replied(self, route: str, status: int) -> None:
         """Count a reply; routes that are none of `ROUTES` count as "other"."""
         key = (route if route in ROUTES else "other", status)
         self.replies[key] = self.replies.get(key, 0) + 1
 
-    def text(self, model: str, stats: EngineStats, *, ready: bool, num_open: int, num_restarts: int = 0) -> str:
-        """The page of /metrics."""
+    def text(
+        self,
+        model: str,
+        stats: EngineStats,
+        *,
+        state: str = "ready",
+        num_open: int = 0,
+        num_restarts: int = 0,
+        cache: Mapping[str, str | int] | None = None,
+    ) -> str:
+        """The page of /metrics.
+
+        Args:
+            state: one of `STATES`.
+            cache: facts of the KV cache, once they are known.
+        """
         label = f'model_name="{_escape(model)}"'
         lines: list[str] = []
         for prefix, labels in (("octavo", label), ("vllm", f'{label},engine="0"')):
@@ -102,19 +130,27 @@ class Metrics:
             counter = f"{prefix}:request_success_total"
             lines += _head(counter, "counter", "Samples that ended, by the reason.")
             lines += [f'{counter}{{{labels},finished_reason="{r}"}} {n}' for r, n in self.finished.items()]
-            for name, (histogram, text) in self.histograms.items():
-                lines += [*_head(f"{prefix}:{name}", "histogram", text), *histogram.lines(f"{prefix}:{name}", labels)]
-        lines += self._own(label, stats, ready, num_open)
+            gauge = f"{prefix}:cache_config_info"
+            lines += _head(gauge, "gauge", "Always 1, once the model is loaded; the labels are facts of the KV cache.")
+            if cache is not None:
+                facts = ",".join(f'{key}="{_escape(str(value))}"' for key, value in cache.items())
+                lines += [f"{gauge}{{{labels},{facts}}} 1"]
+            for name, histogram in self.histograms.items():
+                lines += _head(f"{prefix}:{name}", "histogram", _HISTOGRAMS[name][1])
+                lines += histogram.lines(f"{prefix}:{name}", labels)
+        lines += self._own(label, stats, state, num_open)
         name = "octavo:engine_restarts_total"
         lines += [
             *_head(name, "counter", "Engines started in place of one that died or hung; other counters begin anew.")
         ]
         lines += [f"{name}{{{label}}} {num_restarts}"]
+        for name, kind, text, value in process_figures():
+            lines += [*_head(name, kind, text), f"{name} {_number(value)}"]
         return "\n".join(lines) + "\n"
 
-    def _own(self, label: str, stats: EngineStats, ready: bool, num_open: int) -> Iterator[str]:
+    def _own(self, label: str, stats: EngineStats, state: str, num_open: int) -> Iterator[str]:
         own: tuple[tuple[str, str, str, float], ...] = (
-            ("ready", "gauge", "1 while /ready answers 200.", int(ready)),
+            ("ready", "gauge", "1 while /ready answers 200.", int(state == "ready")),
             ("num_requests_open", "gauge", "Requests that the server has open.", num_open),
             ("num_pages", "gauge", "Pages of the KV pool.", stats.num_pages),
             (
@@ -131,11 +167,37 @@ class Metrics:
         for name, kind, text, value in own:
             yield from _head(f"octavo:{name}", kind, text)
             yield f"octavo:{name}{{{label}}} {_number(value)}"
+        yield from _head("octavo:state", "gauge", "1 for the state that /ready tells, 0 for the others.")
+        yield from (f'octavo:state{{{label},state="{each}"}} {int(each == state)}' for each in STATES)
+        name, text = "octavo:step_time_seconds", "Time of a step; of steps that overlap, each one's own share."
+        yield from (*_head(name, "histogram", text), *self.step_time.lines(name, label))
         yield from _head("octavo:http_replies_total", "counter", "Replies, by route and status.")
         for (route, status), count in sorted(self.replies.items()):
             yield f'octavo:http_replies_total{{route="{route}",status="{status}"}} {count}'
         yield from _head("octavo:info", "gauge", "Always 1; the label says the version.")
         yield f'octavo:info{{version="{__version__}"}} 1'
+
+
+def _observed(request: OpenRequest) -> Iterator[tuple[str, float]]:
+    """What the histograms are told of a request that has ended."""
+    times = request.metrics()
+    yield "e2e_request_latency_seconds", times.total_time
+    yield "request_prompt_tokens", len(request.prompt_token_ids)
+    yield "request_generation_tokens", sum(len(sample.token_ids) for sample in request.samples)
+    yield "request_params_n", request.params.n
+    yield "request_params_max_tokens", request.params.max_tokens or 0
+    if request.scheduled_time:
+        yield "request_queue_time_seconds", times.queue_time
+        yield "request_inference_time_seconds", max(0.0, times.total_time - times.queue_time)
+    if not request.first_token_time:
+        return
+    yield "time_to_first_token_seconds", times.time_to_first_token
+    yield "request_prefill_time_seconds", max(0.0, times.time_to_first_token - times.queue_time)
+    after = times.total_time - times.time_to_first_token
+    yield "request_decode_time_seconds", max(0.0, after)
+    longest = max(len(sample.token_ids) for sample in request.samples)
+    if longest > 1 and after > 0:  # beams come all at once
+        yield "request_time_per_output_token_seconds", after / (longest - 1)
 
 
 def _figures(stats: EngineStats) -> tuple[tuple[str, str, str, float], ...]:

@@ -60,6 +60,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     priority: int | None = None
     cache_salt: str | None = None
     return_token_ids: bool | None = None
+    timing: bool | None = None
     tools: list[Any] | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None

@@ -18,6 +18,7 @@ from octavo.frontend.tokenizer import Tokenizer
 from octavo.request import TokenLogprobs
 from octavo.server.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from octavo.server.protocol import CompletionBody, GenerationBody
+from octavo.server.timing import timing
 
 DONE = b"data: [DONE]\n\n"
 
@@ -28,6 +29,9 @@ class Rendering:
     Args:
         envelope: `id`, `created`, `model`, `system_fingerprint`.
         opened: the body's requests in the order of its prompts; choices are numbered through them.
+
+    Attributes:
+        timing: tell where the time went.
     """
 
     kind = ""
@@ -49,6 +53,7 @@ class Rendering:
         self.n = body.n or 1
         self._first = {request.handle: place * self.n for place, request in enumerate(opened)}
         self.num_choices = self.n * len(opened)
+        self.timing = bool(body.timing)
         self._usage = b',"usage":null' if body.include_usage else b""
         before = orjson.dumps({"id": envelope["id"], "object": self.chunk_kind} | envelope)[:-1]
         self._before = b"data: " + before + b',"choices":['
@@ -107,11 +112,12 @@ class Rendering:
         return self._before + orjson.dumps(choice) + b"]" + extra + self._usage + b"}\n\n"
 
     def closing(self) -> bytes:
-        """Usage, if it is wanted, and the end."""
-        if not self._body.include_usage:
+        """Usage and times, if they are wanted, and the end."""
+        if not self._body.include_usage and not self.timing:
             return DONE
-        usage = b'],"usage":' + orjson.dumps(self.usage()) + b"}\n\n"
-        return self._before + usage + DONE
+        usage = b',"usage":' + orjson.dumps(self.usage()) if self._body.include_usage else b""
+        times = b',"timing":' + orjson.dumps(timing(self._opened)) if self.timing else b""
+        return self._before + b"]" + usage + times + b"}\n\n" + DONE
 
     def delta(self, text: str | None) -> dict[str, Any]:
         """The part of a choice that holds new text; None is the end."""
@@ -158,7 +164,8 @@ class Rendering:
                     choice["token_ids"] = sample.token_ids
                 choices.append(choice | self.choice_extras(request))
         envelope = {"id": self._envelope["id"], "object": self.kind, **self._envelope, "choices": choices}
-        return envelope | {"usage": self.usage()} | self.extras()
+        times = {"timing": timing(self._opened)} if self.timing else {}
+        return envelope | {"usage": self.usage()} | times | self.extras()
 
     def chosen(self, request: OpenRequest) -> Sequence[Sample]:
         """The samples that come back, in the order of their choices."""

@@ -73,7 +73,7 @@ def test_metrics_are_well_formed_and_count(server):
         if line.startswith("#"):
             names.add(line.split()[2])
             continue
-        match = re.fullmatch(r"([a-z]+:[a-z0-9_]+)\{(.*)\} ([0-9.e+-]+)", line)
+        match = re.fullmatch(r"([a-z]+[:_][a-z0-9_]+)(?:\{(.*)\})? ([0-9.e+-]+)", line)
         assert match, line
         assert any(match[1] == name or match[1].startswith(name + "_") for name in names), line
         samples[match[1], match[2]] = float(match[3])
