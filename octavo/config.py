@@ -157,6 +157,10 @@ class ServerOptions:
     max_engine_restarts: int = flag(
         3, "Restarts of an engine within ten minutes; at one more death the server ends.", min=0
     )
+    log_format: Literal["text", "json"] = flag("text", "How the log on stderr is written; json is one object a line.")
+    log_level: Literal["debug", "info", "warning", "error"] = flag(
+        "info", "What is logged; info has a line for each request, debug also for probes. Prompts never are."
+    )
     drain_delay: float = flag(
         0.0,
         "Seconds after SIGTERM in which /ready says 503 and requests are still taken: until no balancer sends any.",

@@ -39,6 +39,7 @@ from octavo.engine.messages import (
 )
 from octavo.engine.phases import Progress
 from octavo.errors import OctavoError
+from octavo.logs import log_as_the_parent
 from octavo.request import EngineRequest, EngineStats, StepOutputs
 
 EXIT_STARTUP_FAILED = 3
@@ -71,6 +72,7 @@ EngineFactory = Callable[[EngineConfig, Progress], EngineLike]
 def main(make_engine: EngineFactory) -> int:
     """Serve one engine to the parent process; returns the exit status."""
     launch = msgspec.json.decode(_read_launch(), type=Launch)
+    log_as_the_parent()
     _tie_to_parent(launch)
     context = zmq.Context()
     socket = context.socket(zmq.PAIR)

@@ -12,13 +12,14 @@ from octavo.async_llm import AsyncLLM
 from octavo.config import ServerOptions
 from octavo.errors import EngineDeadError, ModelNotFoundError, OctavoError, OverloadedError
 from octavo.frontend.caller import CALLER, Caller
+from octavo.server.access import log_access
 from octavo.server.auth import PUBLIC, KeyRing, check_host, is_loopback, unauthorized
 from octavo.server.chat_parts import Formats
 from octavo.server.embeddings import Embeddings
 from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
 from octavo.server.limits import BodyBudget, check_shape, deadline_of
-from octavo.server.metrics import Metrics
+from octavo.server.metrics import ROUTES, Metrics
 
 logger = logging.getLogger("octavo.server")
 
@@ -85,7 +86,9 @@ class App:
         finally:
             self.num_exchanges -= 1
             self._bodies.give(exchange.held)
-            self.metrics.replied(_route_name(exchange.path), exchange.status)
+            route = _route_name(exchange.path)
+            self.metrics.replied(route, exchange.status)
+            log_access(exchange, route)
 
     async def _refuse(self, exchange: Exchange, error: OctavoError) -> None:
         if isinstance(error, OverloadedError):
@@ -272,6 +275,8 @@ def build_app(llm: AsyncLLM, options: ServerOptions | None = None, keys: KeyRing
 
 
 def _route_name(path: str) -> str:
+    """One of `ROUTES`."""
     if path.startswith(_MODEL_PREFIX):
         return "/v1/models"
-    return "/ready" if path == "/health" else path
+    path = "/ready" if path == "/health" else path
+    return path if path in ROUTES else "other"

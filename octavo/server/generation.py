@@ -158,6 +158,7 @@ def served_model(asked: str | None, names: tuple[str, ...]) -> str:
 
 async def answer_whole(exchange: Exchange, stream: UpdateStream, reply: Callable[[], dict[str, Any]]) -> None:
     """Wait for all of a stream, then send what `reply` makes; errors as of `answer`."""
+    exchange.opened = stream.opened
     watcher = asyncio.create_task(_watch(exchange, stream))
     try:
         await stream.finish()
@@ -180,6 +181,7 @@ async def answer(exchange: Exchange, stream: UpdateStream, rendering: Rendering,
     if not streaming:
         await answer_whole(exchange, stream, rendering.whole)
         return
+    exchange.opened = stream.opened
     watcher = asyncio.create_task(_watch(exchange, stream))
     try:
         await _stream(exchange, stream, rendering)

@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import math
 import re
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 import orjson
 
 from octavo.errors import OctavoError, OverloadedError
+from octavo.frontend.sample import OpenRequest
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -51,16 +53,20 @@ class Exchange:
         status: of the reply; 0 before it began.
         gone: the client has hung up.
         held: bytes of the body.
+        begun: when its head had come, `time.monotonic()`.
+        opened: the engine's requests that it became.
         keep_alive: seconds without an event after which a stream of events gets a comment; 0 is never.
     """
 
     __slots__ = (
         "_receive",
+        "begun",
         "gone",
         "headers",
         "held",
         "keep_alive",
         "method",
+        "opened",
         "path",
         "request_id",
         "scope",
@@ -80,6 +86,8 @@ class Exchange:
         self.gone = False
         self.keep_alive = 15.0
         self.held = 0
+        self.begun = time.monotonic()
+        self.opened: Sequence[OpenRequest] = ()
         self._receive = receive
 
     async def body(self, limit: int, timeout: float = 30.0, hold: Callable[[int], None] | None = None) -> bytes:

@@ -21,6 +21,7 @@ from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
 from octavo.engine.restart import RestartingClient, RestartPolicy
 from octavo.errors import ConfigError, OctavoError, OverloadedError
+from octavo.logs import logging_to_stderr
 from octavo.server.app import App, build_app
 from octavo.server.auth import KeyRing, is_loopback
 from octavo.server.chat_parts import Formats
@@ -65,7 +66,8 @@ def serve(
     listener = listen(options.host, options.port)
     with contextlib.closing(listener):
         server = _Server(config, options, keys, listener, on_ready, progress, client)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        logs = logging_to_stderr(options.log_format, options.log_level)
+        with logs, asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(server.run())
 
 
