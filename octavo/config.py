@@ -161,6 +161,9 @@ class ServerOptions:
     log_level: Literal["debug", "info", "warning", "error"] = flag(
         "info", "What is logged; info has a line for each request, debug also for probes. Prompts never are."
     )
+    otlp_traces_endpoint: str | None = flag(
+        None, "Send traces there by OTLP over HTTP, as to http://127.0.0.1:4318/v1/traces; needs octavo[otel]."
+    )
     drain_delay: float = flag(
         0.0,
         "Seconds after SIGTERM in which /ready says 503 and requests are still taken: until no balancer sends any.",

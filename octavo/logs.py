@@ -106,14 +106,14 @@ class ThreadHandler(logging.Handler):
 
 @contextlib.contextmanager
 def logging_to_stderr(log_format: str, level: str) -> Iterator[None]:
-    """The `octavo` loggers write to stderr meanwhile, and so do engines that are started meanwhile.
+    """The `octavo` loggers, and warnings of others, go to stderr meanwhile; so do those of engines started meanwhile.
 
     Args:
         log_format: one of `FORMATS`. level: one of `LEVELS`.
     """
     handler = ThreadHandler()
-    root = logging.getLogger("octavo")
-    before = root.level, root.propagate
+    ours, every = logging.getLogger("octavo"), logging.getLogger()
+    level_before = ours.level
     variables = {FORMAT_VARIABLE: log_format, LEVEL_VARIABLE: level}
     kept = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -121,9 +121,8 @@ def logging_to_stderr(log_format: str, level: str) -> Iterator[None]:
     try:
         yield
     finally:
-        root.removeHandler(handler)
-        root.setLevel(before[0])
-        root.propagate = before[1]
+        every.removeHandler(handler)
+        ours.setLevel(level_before)
         for name, value in kept.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -141,7 +140,5 @@ def log_as_the_parent() -> None:
 
 def _attach(handler: logging.Handler, log_format: str, level: str) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    root = logging.getLogger("octavo")
-    root.addHandler(handler)
-    root.setLevel(level.upper())
-    root.propagate = False
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("octavo").setLevel(level.upper())

@@ -20,6 +20,7 @@ from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
 from octavo.server.limits import BodyBudget, check_shape, deadline_of
 from octavo.server.metrics import ROUTES, Metrics
+from octavo.server.tracing import RequestTracer
 
 logger = logging.getLogger("octavo.server")
 
@@ -37,6 +38,7 @@ class App:
         refusing: no new work is taken.
         num_exchanges: requests that are being received or answered.
         keys: that open it; without any it is open to all who reach it.
+        tracer: makes spans of exchanges, if any are wanted.
     """
 
     def __init__(self, llm: AsyncLLM, options: ServerOptions, keys: KeyRing | None = None):
@@ -46,6 +48,7 @@ class App:
         self.num_exchanges = 0
         self._bodies = BodyBudget(max(options.max_body_bytes, options.max_body_bytes_in_all))
         self.metrics = Metrics()
+        self.tracer: RequestTracer | None = None
         llm.on_end = self.metrics.ended
         llm.on_step = self.metrics.stepped
         self.keys = KeyRing.of(options) if keys is None else keys
@@ -89,6 +92,8 @@ class App:
             route = _route_name(exchange.path)
             self.metrics.replied(route, exchange.status)
             log_access(exchange, route)
+            if self.tracer is not None:
+                self.tracer.ended(exchange, route, self.names[0])
 
     async def _refuse(self, exchange: Exchange, error: OctavoError) -> None:
         if isinstance(error, OverloadedError):

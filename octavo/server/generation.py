@@ -181,7 +181,7 @@ async def answer(exchange: Exchange, stream: UpdateStream, rendering: Rendering,
     if not streaming:
         await answer_whole(exchange, stream, rendering.whole)
         return
-    exchange.opened = stream.opened
+    exchange.opened, exchange.streaming = stream.opened, True
     watcher = asyncio.create_task(_watch(exchange, stream))
     try:
         await _stream(exchange, stream, rendering)

@@ -55,6 +55,7 @@ class Exchange:
         held: bytes of the body.
         begun: when its head had come, `time.monotonic()`.
         opened: the engine's requests that it became.
+        streaming: the reply is a stream of events.
         keep_alive: seconds without an event after which a stream of events gets a comment; 0 is never.
     """
 
@@ -72,6 +73,7 @@ class Exchange:
         "scope",
         "send",
         "status",
+        "streaming",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send):
@@ -87,6 +89,7 @@ class Exchange:
         self.keep_alive = 15.0
         self.held = 0
         self.begun = time.monotonic()
+        self.streaming = False
         self.opened: Sequence[OpenRequest] = ()
         self._receive = receive
 

@@ -27,6 +27,7 @@ from octavo.server.auth import KeyRing, is_loopback
 from octavo.server.chat_parts import Formats
 from octavo.server.connection import Connection
 from octavo.server.limits import ConnectionLimits, raise_descriptor_limit
+from octavo.server.tracing import RequestTracer
 
 logger = logging.getLogger("octavo.server")
 
@@ -54,7 +55,8 @@ def serve(
     `options.drain_timeout` seconds. A second signal ends everything at once. SIGHUP reads the file of keys again.
 
     Raises:
-        ConfigError: the address needs a key, or cannot be listened on; a flag names an unknown format.
+        ConfigError: the address needs a key, or cannot be listened on; a flag names an unknown format; traces are
+            wanted and OpenTelemetry is not installed.
         EngineDeadError: the engine ended while it served.
         OctavoError: the model cannot be loaded.
     """
@@ -63,9 +65,12 @@ def serve(
     Formats.check(options)
     connections = raise_descriptor_limit(options.max_connections)
     options = dataclasses.replace(options, api_key=(), max_connections=connections)  # of keys, only hashes stay
+    endpoint = options.otlp_traces_endpoint
+    tracer = RequestTracer.to_endpoint(endpoint) if endpoint else None
     listener = listen(options.host, options.port)
-    with contextlib.closing(listener):
+    with contextlib.closing(listener), contextlib.closing(tracer) if tracer else contextlib.nullcontext():
         server = _Server(config, options, keys, listener, on_ready, progress, client)
+        server.tracer = tracer
         logs = logging_to_stderr(options.log_format, options.log_level)
         with logs, asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(server.run())
@@ -165,6 +170,7 @@ class _Server:
         self._config = config
         self._progress = progress
         self._client = client
+        self.tracer: RequestTracer | None = None
         self._signals = 0
         self._signalled = asyncio.Event()
 
@@ -176,6 +182,7 @@ class _Server:
         if self._options.step_timeout:
             self._llm.hung_seconds = self._options.step_timeout / 4
         app = build_app(self._llm, self._options, self._keys)
+        app.tracer = self.tracer
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
