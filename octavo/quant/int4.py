@@ -1,7 +1,8 @@
 """Weights of 4 bits in blocks of 32 along the input, each with a step and a least value; activations of 8 bits.
 
 w[n, k] = step[n, b] q[n, k] + low[n, b], with q in [0, 15] and b = k // 32. GGUF's Q4_0, Q4_1 and Q4_K hold just that,
-and their blocks are kept as they are. Activations have a scale for each token; sums inside a block are exact integers.
+and their blocks are kept as they are. Activations have a scale for each token's block: a model has a few that are
+hundreds of times the others, and would take the bits of all of theirs. Sums inside a block are exact integers.
 """
 
 from __future__ import annotations
@@ -100,8 +101,9 @@ class Int4:
     def apply(self, x: torch.Tensor, params: Int4Params) -> torch.Tensor:
         if native.available():
             return native.int4_linear(x, *params)
-        q, scale = quantize_rows(x)
-        y = (q.double() @ dequantize(unpack(params.packed, params.outputs)).double().T).float() * scale
+        q, scale = quantize_rows(x.view(len(x), x.shape[1] // BLOCK, BLOCK))
+        rounded = (q.double() * scale).view(x.shape)
+        y = (rounded @ dequantize(unpack(params.packed, params.outputs)).double().T).float()
         return y if params.bias is None else y + params.bias
 
     def rows(self, ids: torch.Tensor, params: Int4Params) -> torch.Tensor:

@@ -23,8 +23,8 @@ class Int8Params(NamedTuple):
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """float [T, K] → int8 [T, K] and float32 [T, 1]: x ≈ q * scale, the largest magnitude of a row at 127."""
-    scale = x.abs().amax(dim=1, keepdim=True).float() / 127
+    """float [..., K] → int8 [..., K] and float32 [..., 1]: x ≈ q * scale, the largest magnitude of a row at 127."""
+    scale = x.abs().amax(dim=-1, keepdim=True).float() / 127
     q = (x * (1 / scale.clamp_min(1e-30))).round_().to(torch.int8)
     return q, scale
 

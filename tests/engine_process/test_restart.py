@@ -17,6 +17,7 @@ from octavo.errors import EngineDeadError, OverloadedError
 from octavo.request import SamplingParams
 from octavo.sim import SimOptions
 from octavo.sim.serve import sim_client
+from tests.patience import BUSY
 
 SLOW = SimOptions(step_seconds=0.02)
 QUICK = RestartPolicy(first_pause=0.05)
@@ -31,7 +32,7 @@ def restarting_llm(sim_folder):
     return make
 
 
-async def until(condition, seconds=10.0):
+async def until(condition, seconds=10.0 * BUSY):
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -61,7 +62,7 @@ def test_what_waits_is_answered_by_the_next_engine(restarting_llm, run, how):
             for task in begun:
                 with pytest.raises(EngineDeadError, match=how.name):
                     await task
-            assert time.monotonic() - killed < 1.0
+            assert time.monotonic() - killed < 1.0 * BUSY
             assert llm.state == "restarting" and llm.num_open == 5
             with pytest.raises(OverloadedError, match="started again"):
                 await ask(llm, "new", 2)
@@ -192,7 +193,7 @@ def test_an_engine_without_a_sign_of_life_is_ended_and_replaced(restarting_llm, 
                 with pytest.raises(EngineDeadError, match="no sign of life"):
                     await task
             await until(lambda: llm.num_restarts == 1 and llm.state == "ready")
-            assert 1.0 < time.monotonic() - start < 4.0
+            assert 1.0 < time.monotonic() - start < 4.0 * BUSY
             assert not psutil.pid_exists(first)
             if fault != "hang":
                 assert await ask(llm, "xy", 4) == "xyxy"
@@ -234,7 +235,7 @@ def test_an_engine_that_cannot_start_is_not_tried_again(restarting_llm, run):
         start = time.monotonic()
         with pytest.raises(Exception, match="corrupt"):
             await llm.load()
-        assert llm.num_restarts == 0 and time.monotonic() - start < 5
+        assert llm.num_restarts == 0 and time.monotonic() - start < 5 * BUSY
         await llm.close()
 
     run(main)

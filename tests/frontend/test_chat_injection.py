@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from octavo.frontend.chat_encoder import ChatEncoder, any_of
 from octavo.frontend.chat_template import ChatTemplate
 from octavo.frontend.tokenizer import Tokenizer
+from tests.patience import BUSY
 
 SPECIAL = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 SPM = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -208,5 +209,5 @@ def test_text_full_of_beginnings_costs_little_with_many_control_tokens() -> None
     for text in ("<" * 50_000, "<|reserved_special_token_" * 2_000, more[7] * 2_000):
         start = time.perf_counter()
         _, ids = made.encode([user(text)])
-        assert time.perf_counter() - start < 2.0  # about 0.1 s
+        assert time.perf_counter() - start < 2.0 * BUSY  # about 0.1 s
         assert len([i for i in ids if tokenizer.is_special(i)]) == 5

@@ -22,6 +22,7 @@ from octavo.frontend.token_bytes import BYTE_ALPHABET
 from octavo.frontend.tokenizer import Tokenizer
 from octavo.request import SamplingParams
 from octavo.weights.gguf import GGUFFile
+from tests.patience import BUSY
 
 pytestmark = pytest.mark.model
 LIMITS = SimpleNamespace(vocab_size=49152, max_model_len=8192)
@@ -128,4 +129,4 @@ def test_building_is_fast(metadata: dict) -> None:
         start = time.perf_counter()
         Tokenizer.from_gguf(SimpleNamespace(metadata=metadata))
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5  # 0.15 s on an idle core
+    assert min(seconds) < 0.15 * BUSY  # 0.15 s on an idle core

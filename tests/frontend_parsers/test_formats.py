@@ -13,6 +13,7 @@ from octavo.errors import ConfigError
 from octavo.frontend.parsers import TOOL_NAMES, AnswerParser, Offered, get, get_reasoning, read_answer
 from octavo.frontend.parsers.cursor import MAX_HELD, Markers
 from octavo.frontend.parsers.formats import FORMATS, JSON_ARRAY, named_call
+from tests.patience import BUSY
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
 OFFERED = Offered({"weather": SCHEMA, "time_in": {"type": "object"}})
@@ -251,7 +252,7 @@ def test_a_mebibyte_of_malice_costs_linear_time_and_bounded_memory(form, kind):
     started = time.perf_counter()
     pieces = [piece for at in range(0, len(text), 4096) for piece in answer.feed(text[at : at + 4096])]
     content, reasoning, found = told(pieces + answer.finish())
-    assert time.perf_counter() - started < 3.0
+    assert time.perf_counter() - started < 3.0 * BUSY
     assert found or reasoning or content == text
 
 

@@ -48,13 +48,13 @@ def test_products_in_every_batch(shape, variant):
     weight = dequantize(blocks).double()
     x = torch.randn(70, columns, generator=torch.Generator().manual_seed(1))
     alone = torch.cat([Int4().apply(x[i : i + 1].contiguous(), params) for i in range(len(x))])
-    scale = x.abs().amax(dim=1, keepdim=True) / 127
-    q = (x.double() / scale.double()).round()
-    wanted = (q @ weight.T) * scale.double() + params.bias.double()
+    scale = x.double().view(70, -1, 32).abs().amax(dim=2, keepdim=True) / 127
+    q = (x.double().view(70, -1, 32) / scale).round()
+    wanted = (q * scale).view(70, -1) @ weight.T + params.bias.double()
     # An activation that lies between two steps may be rounded to either: one step times one weight.
-    bound = scale.double() * weight.abs().amax() * 1.01 + 1e-5 * wanted.abs()
+    bound = scale.amax() * weight.abs().amax() * 1.01 + 1e-5 * wanted.abs()
     assert ((alone - wanted).abs() <= bound).all()
-    assert ((alone - wanted).abs() > 1e-5 * wanted.abs().amax()).double().mean() < 0.02
+    assert ((alone - wanted).abs() > 1e-5 * wanted.abs().amax()).double().mean() < 0.05
     for count in (1, 2, 3, 4, 5, 6, 7, 16, 67, 70) if variant != "torch" else ():
         out = Int4().apply(x[:count].contiguous(), params)
         assert torch.equal(out, alone[:count]), count
@@ -66,6 +66,27 @@ def test_extremes_do_not_overflow(variant):
     x = torch.full((3, 96), -2.0)
     wanted = -2.0 * dequantize(blocks).double().sum(dim=1)
     assert torch.allclose(Int4().apply(x, Int4().make_from_blocks(blocks, None)).double(), wanted.expand(3, -1))
+
+
+def test_a_large_activation_costs_only_its_own_block_its_digits(variant):
+    blocks, params = params_of(40, 96)
+    x = torch.randn(5, 96, generator=torch.Generator().manual_seed(4))
+    x[:, 40] = 1000.0
+    small = x.clone()
+    small[:, 32:64] = 0
+    found = Int4().apply(x, params) - Int4().apply(x - small, params)
+    exact = small.double() @ dequantize(blocks).double().T
+    assert (found - exact).norm() < 0.01 * exact.norm()
+
+
+def test_what_is_not_finite_stays_in_its_row(variant):
+    _, params = params_of(40, 96)
+    x = torch.randn(6, 96, generator=torch.Generator().manual_seed(5))
+    wanted = Int4().apply(x, params)
+    x[1, 70], x[4, 3] = float("nan"), float("inf")
+    found = Int4().apply(x, params)
+    assert found[[1, 4]].isnan().all()
+    assert torch.equal(found[[0, 2, 3, 5]], wanted[[0, 2, 3, 5]])
 
 
 def test_rows(variant):

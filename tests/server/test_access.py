@@ -33,7 +33,17 @@ def test_every_route_but_the_public_ones_needs_a_key(guarded, header):
             for method in ("GET", "POST", "DELETE"):
                 reply = client.request(method, path, json={} if method == "POST" else None)
                 assert (reply.status_code == 401) == (path not in PUBLIC), path
-        for path in ("/version", "/openapi.json", "/nothing", "//live", "/live/", "/LIVE", "/v1/models/x", "/ready/../metrics", "/v1//models"):
+        for path in (
+            "/version",
+            "/openapi.json",
+            "/nothing",
+            "//live",
+            "/live/",
+            "/LIVE",
+            "/v1/models/x",
+            "/ready/../metrics",
+            "/v1//models",
+        ):
             reply = client.get(path)
             assert reply.status_code == 401, path
             assert reply.json()["error"]["type"] == "authentication_error"

@@ -13,6 +13,7 @@ import pytest
 
 from octavo.config import ServerOptions
 from octavo.sim import SimOptions
+from tests.patience import BUSY
 from tests.server.conftest import NO_TLS
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -66,7 +67,7 @@ def test_two_hundred_in_flight_and_none_is_lost(process_server):
             sent = time.monotonic()
             while (await http.get("/ready")).status_code == 200:
                 pass
-            assert time.monotonic() - sent < 1.0
+            assert time.monotonic() - sent < 1.0 * BUSY
             refused = await http.post(COMPLETIONS, json=body(1))
             assert refused.status_code == 503 and refused.json()["error"]["type"] == "overloaded_error"
             assert (await http.get("/live")).status_code == 200
@@ -85,15 +86,15 @@ def open_requests(metrics):
 
 
 def test_requests_are_taken_until_the_delay_is_over(process_server):
-    process, url = process_server(options=ServerOptions(port=0, drain_delay=1.0))
+    process, url = process_server(options=ServerOptions(port=0, drain_delay=3.0))
     with httpx.Client(base_url=url, verify=NO_TLS, timeout=10) as http:
         process.send_signal(signal.SIGTERM)
         start = time.monotonic()
         while http.get("/ready").status_code == 200:
             pass
         assert http.post(COMPLETIONS, json={"prompt": "ab", "max_tokens": 2}).status_code == 200
-        assert time.monotonic() - start < 0.9
-        assert process.wait(5) == 0 and time.monotonic() - start >= 0.9
+        assert time.monotonic() - start < 2.9
+        assert process.wait(5 * BUSY) == 0 and time.monotonic() - start >= 2.9
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -131,7 +132,7 @@ def test_a_second_signal_ends_at_once(process_server):
     start = time.monotonic()
     reply = asyncio.run(main())
     assert reply.status_code == 503 and process.wait(5) == 0
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 5 * BUSY
 
 
 def test_a_signal_while_it_loads_ends_it(process_server):

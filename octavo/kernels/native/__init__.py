@@ -355,7 +355,7 @@ def int4_linear(x: torch.Tensor, weight: torch.Tensor, outputs: int, bias: torch
         weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        _scratch(count * (features + features // 8 + 4) + 128) if count > 4 or features > 4096 else 0,
+        _scratch(count * (features + features // 4) + 128) if count > 4 or features > 4096 else 0,
         count,
         features,
         outputs,

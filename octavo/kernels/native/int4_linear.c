@@ -1,5 +1,6 @@
-/* y[t, n] = sx[t] sum_b (d[n, b] sum_k qx[t, k] qw[n, k] + low[n, b] sum_k qx[t, k]) + bias[n]: weights of 4 bits in
- * blocks b of 32 along k, each with a float16 step d and a least value `low`; activations of 8 bits.
+/* y[t, n] = sum_b sx[t, b] (d[n, b] sum_k qx[t, k] qw[n, k] + low[n, b] sum_k qx[t, k]) + bias[n]: weights of 4 bits in
+ * blocks b of 32 along k, each with a float16 step d and a least value `low`; activations of 8 bits with a scale for
+ * each block, so that a token's few large values cost the others nothing.
  *
  * Weights lie in panels of 8 outputs, a lane for each. A block of a panel is 160 bytes: 4 vectors of nibbles, 8 steps,
  * 8 least values. Lane n of vector v has in its low halves the weights of k = 8 v to 8 v + 3, in its high halves the
@@ -18,7 +19,7 @@
 #define MBLOCK 64  /* tokens whose activations stay in the second-level cache */
 #define OWN_K 4096
 
-/* x [m, k], w [panels, k / 32, 160], bias [n] or null, y [m, n]; scratch: m (k + k / 8 + 4) + 128 bytes, of the team */
+/* x [m, k], w [panels, k / 32, 160], bias [n] or null, y [m, n]; scratch: m (k + k / 4) + 128 bytes, of the team */
 typedef struct {
     const float *x;
     const uint8_t *w;
@@ -28,38 +29,34 @@ typedef struct {
     int64_t m, k, n;
 } int4_linear_arguments;
 
-/* quantised activations [m, k], the sums of their blocks [m, k / 32], and their scales [m] */
+/* quantised activations [m, k]; for each block its scale and its sum times that, [m, k / 32][2] */
 typedef struct {
     const int8_t *q;
-    const float *sums, *scale;
+    const float *scales;
 } activations;
 
-/* float [k] → int8 [k]; the largest magnitude becomes 127 */
-INLINE float quantize_row(const float *x, long k, int8_t *q, float *sums) {
-    v8f top = all8(0), second = all8(0);
-    for (long i = 0; i < k; i += 16) {
-        top = more8((v8f)((v8i)load8(x + i) & 0x7fffffff), top);
-        second = more8((v8f)((v8i)load8(x + i + 8) & 0x7fffffff), second);
-    }
-    float scale = max8(more8(top, second)) / 127.0f, inverse = 1.0f / MAX(scale, 1e-30f);
+/* float [k] → int8 [k]; the largest magnitude of a block becomes 127 */
+INLINE void quantize_row(const float *x, long k, int8_t *q, float *scales) {
     v8f magic = all8(12582912.0f); /* 1.5 * 2^23: the sum's low bits are the rounded number */
-    for (long b = 0; b < k / BLOCK; b++) {
-        v8f sum = all8(0);
-        for (long i = b * BLOCK; i < (b + 1) * BLOCK; i += 8) {
-            v8f shifted = load8(x + i) * inverse + magic;
-            *(v8b_any *)(q + i) = __builtin_convertvector((v8i)shifted - (v8i)magic, v8b_any);
+    for (long b = 0; b < k / BLOCK; b++, x += BLOCK, q += BLOCK) {
+        v8f v[4], top = all8(0), sum = all8(0);
+        UNROLL for (int i = 0; i < 4; i++) {
+            v[i] = load8(x + 8 * i);
+            top = more8((v8f)((v8i)v[i] & 0x7fffffff), top);
+        }
+        float scale = max8(top) / 127.0f, inverse = 1.0f / MAX(scale, 1e-30f);
+        UNROLL for (int i = 0; i < 4; i++) {
+            v8f shifted = v[i] * inverse + magic;
+            *(v8b_any *)(q + 8 * i) = __builtin_convertvector((v8i)shifted - (v8i)magic, v8b_any);
             sum += shifted - magic;
         }
-        sums[b] = sum8(sum);
+        scales[2 * b] = scale;
+        scales[2 * b + 1] = sum8(sum) * scale;
     }
-    return scale;
 }
 
-INLINE void finish(const int4_linear_arguments *a, activations act, long t, long n, const float *sums, long count) {
-    for (long o = 0; o < count; o++) {
-        float y = sums[o] * act.scale[t];
-        a->y[t * a->n + n + o] = a->bias ? y + a->bias[n + o] : y;
-    }
+INLINE void finish(const int4_linear_arguments *a, long t, long n, const float *sums, long count) {
+    for (long o = 0; o < count; o++) a->y[t * a->n + n + o] = a->bias ? sums[o] + a->bias[n + o] : sums[o];
 }
 
 #ifdef __AVX2__
@@ -76,23 +73,22 @@ typedef int32_t int32_any __attribute__((aligned(1), may_alias));
 
 INLINE __m256 halves(const uint8_t *p) { return _mm256_cvtph_ps(_mm_load_si128((const __m128i *)p)); }
 
-INLINE void store(const int4_linear_arguments *a, activations act, long t, long n, __m256 sum) {
+INLINE void store(const int4_linear_arguments *a, long t, long n, __m256 sum) {
     if (a->n - n < PANEL) {
         float sums[PANEL];
         _mm256_storeu_ps(sums, sum);
-        finish(a, act, t, n, sums, a->n - n);
+        finish(a, t, n, sums, a->n - n);
         return;
     }
-    sum = _mm256_mul_ps(sum, _mm256_set1_ps(act.scale[t]));
     if (a->bias) sum = _mm256_add_ps(sum, _mm256_loadu_ps(a->bias + n));
     _mm256_storeu_ps(a->y + t * a->n + n, sum);
 }
 
-/* total += step * products + low * (the activations' sum), for one token's block */
-INLINE __m256 add_block(__m256 total, __m256i products, __m256 step, __m256 low, const float *sum) {
+/* total += step * scale * products + low * scale * (the activations' sum), for one token's block */
+INLINE __m256 add_block(__m256 total, __m256i products, __m256 step, __m256 low, const float *scales) {
     __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(products, _mm256_set1_epi16(1)));
-    total = _mm256_fmadd_ps(whole, step, total);
-    return _mm256_fmadd_ps(low, _mm256_broadcast_ss(sum), total);
+    total = _mm256_fmadd_ps(_mm256_mul_ps(whole, _mm256_broadcast_ss(scales)), step, total);
+    return _mm256_fmadd_ps(low, _mm256_broadcast_ss(scales + 1), total);
 }
 
 #define EACH_TOKEN UNROLL for (int i = 0; i < tokens; i++)
@@ -118,9 +114,9 @@ INLINE void stream_tile(const int4_linear_arguments *a, activations act, const u
             }
         }
         const __m256 step = halves(w + LOWS - 16), low = halves(w + LOWS);
-        EACH_TOKEN total[i] = add_block(total[i], sum[i], step, low, act.sums + i * blocks + b);
+        EACH_TOKEN total[i] = add_block(total[i], sum[i], step, low, act.scales + 2 * (i * blocks + b));
     }
-    EACH_TOKEN store(a, act, i, n, total[i]);
+    EACH_TOKEN store(a, i, n, total[i]);
 }
 
 /* a panel's nibbles as bytes, [k / 4][8][4], and its steps and least values as floats, [k / 32][2][8] */
@@ -144,7 +140,7 @@ INLINE void panel_tile(const int4_linear_arguments *a, activations act, const ui
                        long n, const int tokens) {
     const long k = a->k, blocks = k / BLOCK;
     const int8_t *q = act.q + t * k;
-    const float *sums = act.sums + t * blocks;
+    const float *scales = act.scales + 2 * t * blocks;
     __m256 total[TILE];
     EACH_TOKEN total[i] = _mm256_setzero_ps();
     for (long b = 0; b < blocks; b++, wide += 256, q += BLOCK) {
@@ -155,9 +151,9 @@ INLINE void panel_tile(const int4_linear_arguments *a, activations act, const ui
             EACH_TOKEN DOT4(sum[i], weights, q + i * k + 4 * g);
         }
         const __m256 step = _mm256_load_ps(steps + 16 * b), low = _mm256_load_ps(steps + 16 * b + 8);
-        EACH_TOKEN total[i] = add_block(total[i], sum[i], step, low, sums + i * blocks + b);
+        EACH_TOKEN total[i] = add_block(total[i], sum[i], step, low, scales + 2 * (i * blocks + b));
     }
-    EACH_TOKEN store(a, act, t + i, n, total[i]);
+    EACH_TOKEN store(a, t + i, n, total[i]);
 }
 
 /* tokens t0 to t1, outputs n to n + 7 */
@@ -186,30 +182,30 @@ static void panel(const int4_linear_arguments *a, activations act, const uint8_t
                     uint8_t both = block[i / 8 * 32 + o * 4 + i % 4];
                     sum += act.q[t * a->k + b * BLOCK + i] * (i / 4 % 2 ? both >> 4 : both & 15);
                 }
-                total[o] += (float)sum * f16_value(block + LOWS - 16 + 2 * o);
-                total[o] += f16_value(block + LOWS + 2 * o) * act.sums[t * (a->k / BLOCK) + b];
+                const float *scales = act.scales + 2 * (t * (a->k / BLOCK) + b);
+                total[o] += (float)sum * scales[0] * f16_value(block + LOWS - 16 + 2 * o);
+                total[o] += f16_value(block + LOWS + 2 * o) * scales[1];
             }
-        finish(a, act, t, n, total, MIN(PANEL, a->n - n));
+        finish(a, t, n, total, MIN(PANEL, a->n - n));
     }
 }
 #endif
 
-/* [m, k] int8, then the sums [m, k / 32] and the scales [m] */
-INLINE long sums_at(long m, long k) { return (m * k + 63) & ~63L; }
+/* [m, k] int8, then the blocks' scales and sums */
+INLINE long scales_at(long m, long k) { return (m * k + 63) & ~63L; }
 
 EXPORT void OP(int4_linear)(const int4_linear_arguments *a, team *t) {
     int8_t own_q[ALONE * OWN_K] __attribute__((aligned(64)));
-    float own_sums[ALONE * OWN_K / BLOCK], own_scales[ALONE];
+    float own_scales[2 * ALONE * OWN_K / BLOCK];
     const int alone = a->m <= ALONE && a->k <= OWN_K;
     int8_t *q = alone ? own_q : a->scratch;
-    float *sums = alone ? own_sums : (float *)((char *)a->scratch + sums_at(a->m, a->k));
-    float *scales = alone ? own_scales : sums + a->m * (a->k / BLOCK);
+    float *scales = alone ? own_scales : (float *)((char *)a->scratch + scales_at(a->m, a->k));
     const long first = alone ? 0 : share(a->m, t->index, t->count);
     const long end = alone ? a->m : share(a->m, t->index + 1, t->count);
     for (long row = first; row < end; row++)
-        scales[row] = quantize_row(a->x + row * a->k, a->k, q + row * a->k, sums + row * (a->k / BLOCK));
+        quantize_row(a->x + row * a->k, a->k, q + row * a->k, scales + 2 * row * (a->k / BLOCK));
     if (!alone) barrier(t);
-    const activations act = {q, sums, scales};
+    const activations act = {q, scales};
     const long panels = (a->n + PANEL - 1) / PANEL, bytes = a->k / BLOCK * BYTES;
     for (long token = 0; token < a->m; token += MBLOCK)
         for (long p = share(panels, t->index, t->count); p < share(panels, t->index + 1, t->count); p++)
