@@ -124,7 +124,7 @@ def measure(route: str, streams: int, tokens: int, step_ms: float, rounds: int) 
             [sys.executable, "-m", "octavo.sim.serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         try:
-            what = SimServe(engine=config, server=ServerOptions(port=0), sim=sim)
+            what = SimServe(engine=config, server=ServerOptions(port=0, log_level="warning"), sim=sim)
             process.stdin.write(msgspec.json.encode(what).decode() + "\n")
             process.stdin.flush()
             url = process.stdout.readline().strip()
