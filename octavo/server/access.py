@@ -10,7 +10,7 @@ from octavo.server.http import Exchange
 
 logger = logging.getLogger("octavo.access")
 
-_PROBES = frozenset(("/live", "/ready", "/metrics", "/version"))
+_PROBES = frozenset(("/live", "/startup", "/ready", "/metrics", "/version"))
 
 
 def log_access(exchange: Exchange, route: str) -> None:

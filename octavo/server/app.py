@@ -58,6 +58,7 @@ class App:
         self._created = int(time.time())
         self._routes: dict[str, tuple[str, Handler]] = {
             "/live": ("GET", self._live),
+            "/startup": ("GET", self._startup),
             "/ready": ("GET", self._ready),
             "/health": ("GET", self._ready),
             "/version": ("GET", self._version),
@@ -153,6 +154,16 @@ class App:
     async def _live(self, exchange: Exchange) -> None:
         alive = self.llm.state != "dead"
         await exchange.json(200 if alive else 503, {"status": "alive" if alive else "dead"})
+
+    async def _startup(self, exchange: Exchange) -> None:
+        """200 once the model is loaded: what a startup probe asks."""
+        if self.llm.state in ("new", "loading"):
+            phase, fraction = self.llm.loading
+            await exchange.json(503, {"status": "starting", "phase": phase, "percent": round(100 * fraction)})
+        elif self.llm.state == "dead":
+            await exchange.json(503, {"status": "dead"})
+        else:
+            await exchange.json(200, {"status": "started"})
 
     async def _ready(self, exchange: Exchange) -> None:
         status = self.status

@@ -80,27 +80,32 @@ def test_greedy_tokens_and_prompt_logprobs_equal_transformers(
         torch.testing.assert_close(torch.tensor(ours), theirs, rtol=0, atol=1e-3)
 
 
-def test_int8_stays_close_and_readable(smollm2_gguf: Path, smollm2_transformers: torch.nn.Module) -> None:
-    """The int8 path: mean error of a prompt token's logprob at most 0.1, top choice the same 9 times in 10."""
+def test_quantized_stays_close_and_readable(smollm2_gguf: Path, smollm2_transformers: torch.nn.Module) -> None:
+    """The default path: mean error of a prompt token's logprob below 0.1, and it makes text no less likely than 0.02;
+    the same top choice 19 times in 20."""
     with LLM(str(smollm2_gguf), quantization="gguf", max_model_len=2048) as llm:
         prompts = real_prompts(llm.tokenizer)[16:29]
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1)
         results = llm.generate(prompts, params, use_tqdm=False)
         answer = llm.chat(
-            [{"role": "user", "content": "What is the capital of France?"}],
+            [{"role": "user", "content": "Name three primary colours."}],
             SamplingParams(temperature=0, max_tokens=32),
             use_tqdm=False,
         )
-    errors, agreed, count = 0.0, 0, 0
+    errors, drift, agreed, count = 0.0, 0.0, 0, 0
     for prompt, result in zip(prompts, results, strict=True):
         with torch.inference_mode():
             logprobs = smollm2_transformers(torch.tensor([prompt])).logits[0].log_softmax(-1)
         for position, entry in enumerate(result.prompt_logprobs or []):
             if entry is None:
                 continue
-            errors += abs(entry.logprob - logprobs[position - 1, entry.token_id].item())
+            difference = entry.logprob - logprobs[position - 1, entry.token_id].item()
+            errors += abs(difference)
+            drift += difference
             agreed += entry.top_ids[0] == logprobs[position - 1].argmax().item()
             count += 1
     assert errors / count < 0.1
-    assert agreed / count > 0.9
-    assert "Paris" in answer[0].outputs[0].text
+    assert abs(drift / count) < 0.02
+    assert agreed / count > 0.95
+    # Not the capital of France: there the float32 model's own first two choices are 0.08 nats apart.
+    assert "Red" in answer[0].outputs[0].text and "Blue" in answer[0].outputs[0].text

@@ -19,6 +19,7 @@ from octavo.server.app import build_app
 from octavo.server.serve import _Uvicorn, listen, url_of, uvicorn_config
 from octavo.sim import SimOptions, write_sim_model
 from octavo.sim.serve import SimServe, sim_client
+from tests.patience import BUSY
 
 PLAIN, ANY_PORT = SimOptions(), ServerOptions(port=0)
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # a real one takes 50 ms to make, and nothing here needs it
@@ -65,7 +66,7 @@ class Running:
         """Until the condition, of the server's thread, holds."""
 
         async def look():
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds * BUSY):
                 while not condition():
                     await asyncio.sleep(0.01)
 

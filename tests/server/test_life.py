@@ -62,11 +62,14 @@ def test_while_loading_the_probes_say_so_and_requests_are_told_to_wait(start_ser
         reply = running.get("/ready", status=503).json()
         assert reply["status"] == "loading" and reply["phase"] == "pretend to load" and 0 < reply["fraction"] <= 1
         assert running.get("/live").json() == {"status": "alive"}
+        reply = running.get("/startup", status=503).json()
+        assert reply["status"] == "starting" and reply["phase"] == "pretend to load" and 0 <= reply["percent"] <= 100
         with running.client() as http:
             reply = http.post(COMPLETIONS, json={"prompt": "a"})
         assert reply.status_code == 503 and int(reply.headers["retry-after"]) >= 1
         running.wait(lambda: running.llm.state == "ready", 10)
         assert running.get("/ready").json() == {"status": "ready"} == running.get("/health").json()
+        assert running.get("/startup").json() == {"status": "started"}
 
 
 @pytest.mark.parametrize("stream", [False, True])

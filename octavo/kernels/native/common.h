@@ -69,6 +69,14 @@ INLINE v8f more8(v8f a, v8f b) {
     return select8(a > b, a, b);
 #endif
 }
+INLINE v8i more8i(v8i a, v8i b) {
+#ifdef __AVX2__
+    return (v8i)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    v8i mask = a > b;
+    return (a & mask) | (b & ~mask);
+#endif
+}
 INLINE float sum8(v8f v) {
 #ifdef __AVX2__
     __m128 s = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));

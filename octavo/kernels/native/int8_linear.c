@@ -1,6 +1,7 @@
-/* y[t, n] = sx[t] sw[n] sum_k qx[t, k] qw[n, k] + b[n]: 8-bit weights and activations, exact integer sums.
+/* y[t, n] = sx[t] sw[n] sum_k qx[t, k] qw[n, k] + b[n]: 8-bit weights, activations of 12 bits, exact integer sums.
  *
- * Activations are quantised to 8 bits and held as int16; weights are widened to int16, and vpmaddwd adds products in
+ * Activations are held as int16, so more than 8 bits of them cost nothing, and a token's few large ones leave the others
+ * their digits; they are as large as sums in 32 bits allow. Weights are widened to int16, and vpmaddwd adds products in
  * pairs to int32. A result depends on its own token and output only, so it is the same in every batch.
  *
  * Few tokens: the weights stream past once, so memory sets the pace. Many: four weight rows are widened once into the
@@ -18,17 +19,32 @@ typedef int16_t v8s_any __attribute__((vector_size(16), aligned(2), may_alias));
 
 INLINE long padded(long k) { return (k + KPAD - 1) / KPAD * KPAD; }
 
-/* float [K] -> int16 [padded K], returns the scale: the largest magnitude becomes 127. */
-INLINE float quantize_row(const float *x, long k, int16_t *q) {
-    v8f top = all8(0), second = all8(0);
+/* what the largest activation becomes: sums of k products of it and 127 fit 32 bits */
+INLINE float largest_of(long k) { return (float)MIN(2047, INT32_MAX / 127 / MAX(1, k)); }
+
+/* float [K] -> int16 [padded K], returns the scale: the largest magnitude becomes `limit`; NaN if one is not finite. */
+INLINE float quantize_row(const float *x, long k, int16_t *q, float limit) {
+    v8i top = {0}, second = {0}; /* magnitudes as integers: in the same order, and NaN above all */
     long i = 0;
     for (; i + 16 <= k; i += 16) {
-        top = more8((v8f)((v8i)load8(x + i) & 0x7fffffff), top);
-        second = more8((v8f)((v8i)load8(x + i + 8) & 0x7fffffff), second);
+        top = more8i((v8i)load8(x + i) & 0x7fffffff, top);
+        second = more8i((v8i)load8(x + i + 8) & 0x7fffffff, second);
     }
-    float largest = max8(more8(top, second));
-    for (; i < k; i++) largest = MAX(largest, fabsf(x[i]));
-    float scale = largest / 127.0f, inverse = 1.0f / MAX(scale, 1e-30f);
+    v8i both = more8i(top, second);
+    int32_t bits = 0;
+    UNROLL for (int j = 0; j < 8; j++) bits = MAX(bits, both[j]);
+    for (; i < k; i++) {
+        int32_t one;
+        memcpy(&one, x + i, 4);
+        bits = MAX(bits, one & 0x7fffffff);
+    }
+    if (bits >= 0x7f800000) { /* infinity or NaN: so is every result */
+        memset(q, 0, (size_t)padded(k) * sizeof(int16_t));
+        return NAN;
+    }
+    float largest;
+    memcpy(&largest, &bits, 4);
+    const float scale = largest / limit, inverse = 1.0f / MAX(scale, 1e-30f);
     v8f magic = all8(12582912.0f); /* 1.5 * 2^23: the sum's low bits are the rounded number */
     for (i = 0; i + 8 <= k; i += 8) {
         v8i rounded = (v8i)(load8(x + i) * inverse + magic) - (v8i)magic;
@@ -200,13 +216,13 @@ EXPORT void OP(int8_linear)(const int8_linear_arguments *a, team *t) {
     activations act;
     if (a->m <= ALONE && padded(a->k) <= 4096) {
         for (long row = 0; row < a->m; row++)
-            own_scales[row] = quantize_row(a->x + row * a->k, a->k, own_q + row * padded(a->k));
+            own_scales[row] = quantize_row(a->x + row * a->k, a->k, own_q + row * padded(a->k), largest_of(a->k));
         act = (activations){own_q, own_scales};
     } else {
         int16_t *q = a->scratch;
         float *scales = (float *)((char *)a->scratch + scales_at(a->m, a->k));
         for (long row = share(a->m, t->index, t->count); row < share(a->m, t->index + 1, t->count); row++)
-            scales[row] = quantize_row(a->x + row * a->k, a->k, q + row * padded(a->k));
+            scales[row] = quantize_row(a->x + row * a->k, a->k, q + row * padded(a->k), largest_of(a->k));
         act = (activations){q, scales};
         barrier(t);
     }
@@ -232,7 +248,7 @@ typedef struct {
 EXPORT void OP(quantize_weight)(const quantize_weight_arguments *a, team *t) {
     int16_t *q = octavo_scratch((size_t)padded(a->k) * sizeof(int16_t));
     for (long n = share(a->n, t->index, t->count); n < share(a->n, t->index + 1, t->count); n++) {
-        a->scale[n] = quantize_row(a->x + n * a->k, a->k, q);
+        a->scale[n] = quantize_row(a->x + n * a->k, a->k, q, 127.0f);
         for (long i = 0; i < a->k; i++) a->w[n * a->k + i] = (int8_t)q[i];
     }
 }
