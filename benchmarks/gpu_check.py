@@ -150,6 +150,7 @@ def bench(names: list[str], repeat: int, profiled: dict[str, int]) -> dict[str, 
         out["startup_s"] = time.perf_counter() - start
         out["phases"] = llm.info.startup
         out["memory"] = llm.info.memory
+        out["device_free_gib_when_ready"] = free_gib()
         print("start", round(out["startup_s"], 2), llm.info.startup, llm.info.memory, flush=True)
         compilations = Compilations()
         run(llm, fixed(8, 64, 16, seed=99), "warm-up")
@@ -163,10 +164,16 @@ def bench(names: list[str], repeat: int, profiled: dict[str, int]) -> dict[str, 
             out[f"profile {name}[:{count}]"] = split = profile(lambda r=requests, n=name: run(llm, r, f"profile-{n}"))
             print(name, json.dumps(split["ms"]), *(str(kernel) for kernel in split["kernels"]), sep="\n  ", flush=True)
         out["kernels_compiled_after_ready"] = compilations.count
+        out["device_free_gib_at_end"] = free_gib()
         llm.close()
     gc.collect()
     torch.cuda.empty_cache()
     return out
+
+
+def free_gib() -> float:
+    """What the card has left, torch's cache counted as used."""
+    return float(torch.cuda.mem_get_info()[0] / (1 << 30))
 
 
 def run(llm: LLM, requests: list[BenchRequest], salt: str) -> dict[str, float]:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "kernels_triton")]
 
+from octavo.attention.fa3 import Fa3Extend, why_not  # noqa: E402
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning  # noqa: E402
 from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend  # noqa: E402
 from octavo.kernels.triton.prepare_step import pack_step, prepare_step, write_blocks  # noqa: E402
@@ -217,6 +218,9 @@ def bench_extend(tune: bool) -> list[Result]:
         "4x4096": ([4096] * 4, [4096] * 4),
         "chunk512_at_7680": ([8192] * 4, [512] * 4),
         "16x512": ([512] * 16,) * 2,
+        "32x128": ([128] * 32,) * 2,
+        "128x32": ([32] * 128,) * 2,
+        "chunk32_at_2048": ([2080] * 32, [32] * 32),
     }
     for (name, (lens, query_lens)), fp8 in itertools.product(cases.items(), (False, True)):
         for page in (64, 128):
@@ -229,6 +233,11 @@ def bench_extend(tune: bool) -> list[Result]:
                 results.append(_extend_case(data, page, variant, options, 4 * pairs * HEADS * DIM) | {
                     "case": name, "kv": "fp8" if fp8 else "bf16", "page": page,
                 })  # fmt: skip
+                print(json.dumps(results[-1]), flush=True)
+            if why_not(DEVICE, DIM, data.kv[0][0].dtype) is None:
+                results.append(
+                    _fa3_case(data, page, 4 * pairs * HEADS * DIM) | {"case": name, "kv": "bf16", "page": page}
+                )
                 print(json.dumps(results[-1]), flush=True)
     q, k, v = (torch.randn(4, HEADS, 4096, DIM, device=DEVICE, dtype=torch.bfloat16) for _ in range(3))
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -253,6 +262,21 @@ def _extend_case(data: Batch, page: int, variant: str, options: dict[str, Any], 
     seconds = graph_time(calls * 4, replays=7)
     return {
         "op": "extend", "variant": variant, "us": round(seconds * 1e6, 1), "tflops": round(flops / seconds / 1e12, 1),
+        "error": error,
+    }  # fmt: skip
+
+
+def _fa3_case(data: Batch, page: int, flops: float) -> Result:
+    op = Fa3Extend(num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=DIM, page_size=page)
+    longest = max(data.query_lens)
+    op.begin(data.starts, data.seq_lens, data.table, first_row=0, longest=longest, dtype=torch.bfloat16)
+    data.out.fill_(float("nan"))
+    calls = [lambda layer=layer: op(data.q, *data.kv[layer], DIM**-0.5, data.out) for layer in (0, 1)]
+    calls[0]()
+    error = data.error()
+    seconds = graph_time(calls * 4, replays=7)
+    return {
+        "op": "extend", "variant": "fa3", "us": round(seconds * 1e6, 1), "tflops": round(flops / seconds / 1e12, 1),
         "error": error,
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.attention import attend
+from octavo.attention.fa3 import choose_fa3
 from octavo.config import EngineConfig
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import PhaseTimer
@@ -235,6 +236,15 @@ def _build_runner(
         for _ in range(config.num_hidden_layers)
     ]
     table = cos_sin_table(config.rope, config.head_dim, memory.max_model_len, config.max_position_embeddings)
+    fa3 = choose_fa3(
+        options.device.attention_backend,
+        device,
+        kv_dtype,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        page_size=page_size,
+    )
     if device.type == "cuda":
         from octavo.runner.cuda import CudaRunner, DeviceShape
 
@@ -248,7 +258,7 @@ def _build_runner(
             max_num_batched_tokens=limits.max_num_batched_tokens,
             max_model_len=memory.max_model_len,
         )
-        return CudaRunner(model, kv_caches, table.to(device), sizes, graphs=not options.device.enforce_eager)
+        return CudaRunner(model, kv_caches, table.to(device), sizes, graphs=not options.device.enforce_eager, fa3=fa3)
     return Runner(
         model,
         kv_caches,

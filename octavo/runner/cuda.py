@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from octavo.attention import AttentionMetadata
+from octavo.attention.fa3 import Fa3Extend
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.launch import use_pdl
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
@@ -56,6 +57,7 @@ class DeviceShape:
 
 
 FEW_ROWS = 8
+Extend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor], None]
 
 
 def tuning(rows: int, shape: DeviceShape) -> dict[str, int]:
@@ -148,6 +150,7 @@ class CudaRunner:
 
     Args:
         graphs: capture decode steps as CUDA graphs (`capture`); without, everything is launched kernel by kernel.
+        fa3: computes the prompts that it is faster for; None is the Triton kernel for all.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class CudaRunner:
         shape: DeviceShape,
         *,
         graphs: bool,
+        fa3: Fa3Extend | None = None,
     ):
         self._model, self._kv_caches, self._cos_sin, self._shape = model, kv_caches, cos_sin, shape
         self._device = device = cos_sin.device
@@ -174,7 +178,7 @@ class CudaRunner:
             rows: PagedDecode(**heads, max_rows=rows, device=device, **tuning(rows, shape))
             for rows in sorted({min(FEW_ROWS, shape.max_num_seqs), shape.max_num_seqs})
         }
-        self._extend = PagedExtend(**heads)
+        self._extend, self._fa3 = PagedExtend(**heads), fa3
         self._copy_pages = PageCopier([cache for pair in kv_caches for cache in pair])
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}  # and the logits of each
         self._use_graphs = graphs
@@ -330,19 +334,18 @@ class CudaRunner:
         metadata = self._prepare(plan.num_tokens, len(plan.rows), longest)
         decode = self._decode_for(len(plan.rows))
         decode.plan(metadata.seq_lens, metadata.query_start_loc)
-        tiles = plan_extend(plan.query_lens, plan.context_lens, self._extend.tokens_per_tile, min_query_len=2)
-        device_tiles = torch.from_numpy(tiles).pin_memory().to(self._device, non_blocking=True)
-        singles = bool((plan.query_lens == 1).any())
+        singles = int((plan.query_lens == 1).sum())  # they come first
+        extend = self._plan_extend(plan, metadata, singles)
 
         def attend(
             q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, _: AttentionMetadata, scale: float
         ) -> torch.Tensor:
             out = torch.empty_like(q)
-            where = (buffers.batch_table[: len(plan.rows)], metadata.seq_lens, metadata.query_start_loc)
             if singles:
+                where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc)
                 decode(q, keys, values, *where, scale, out, pdl=use_pdl(self._device))
-            if len(tiles):
-                self._extend(q, keys, values, *where, device_tiles, scale, out)
+            if extend is not None:
+                extend(q, keys, values, scale, out)
             return out
 
         places = buffers.samples[:, :sample]
@@ -353,6 +356,30 @@ class CudaRunner:
         logits = self._model.logits(hidden[places[2]] if wanted is None else hidden)
         self._sample(logits, places)
         return hidden, logits
+
+    def _plan_extend(self, plan: StepPlan, metadata: AttentionMetadata, first_row: int) -> Extend | None:
+        """What attends for the rows of several tokens, from `first_row` on; None where there are none."""
+        if first_row == len(plan.rows):
+            return None
+        longest = int(plan.query_lens.max())
+        if self._fa3 is not None and self._fa3.is_faster(longest):
+            self._fa3.begin(
+                metadata.query_start_loc,
+                metadata.seq_lens,
+                metadata.block_table,
+                first_row=first_row,
+                longest=longest,
+                dtype=self._kv_caches[0][0].dtype,
+            )
+            return self._fa3
+        tiles = plan_extend(plan.query_lens, plan.context_lens, self._extend.tokens_per_tile, min_query_len=2)
+        device_tiles = torch.from_numpy(tiles).pin_memory().to(self._device, non_blocking=True)
+        where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc, device_tiles)
+
+        def extend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+            self._extend(q, keys, values, *where, scale, out)
+
+        return extend
 
     def _prepare(self, num_tokens: int, num_rows: int, max_query_len: int) -> AttentionMetadata:
         buffers = self._buffers
