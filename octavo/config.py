@@ -99,7 +99,7 @@ class DeviceOptions:
     device: Literal["auto", "cpu", "cuda"] = flag("auto", "auto is cuda where there is a GPU.")
     threads: int | None = flag(None, "CPU compute threads; default: the cores this process may use.", min=1, max=1024)
     attention_backend: Literal["auto", "triton", "fa3"] = flag(
-        "auto", "Kernel of prompt attention on a GPU; auto takes fa3 for shapes where it is faster (octavo[fa3])."
+        "auto", "Kernel of prompt attention on a GPU; auto is fa3 where it can be had (Hopper, octavo[fa3])."
     )
     enforce_eager: bool = flag(False, "No CUDA graphs: the simple path, for finding faults.")
     native_kernels: bool = flag(True, "Use the compiled CPU kernels; without them, plain torch.")

@@ -13,9 +13,6 @@ from octavo.errors import ConfigError
 
 _HEAD_DIMS = (64, 128, 192, 256)  # what the wheel was built for; others are padded at a cost
 
-FASTER_FROM = 64
-"""Query tokens from which FA3 was measured to be the faster of the two (benchmarks/gpu_kernels.py)."""
-
 
 def why_not(device: torch.device, head_dim: int, kv_dtype: torch.dtype) -> str | None:
     """Why FA3 cannot serve these layers here; None where it can. Loads the wheel where all else holds."""
@@ -38,21 +35,14 @@ class Fa3Extend:
     """Prompt attention over paged keys and values, from one row of a step on: `PagedExtend`'s work, FA3's kernel.
 
     `begin` sets the step's rows, the call computes one layer.
-
-    Args:
-        always: also for queries that the other kernel is as fast for.
+    It was never slower than the Triton kernel, for chunks of 32 to 4,096 tokens (benchmarks/gpu_kernels.py).
     """
 
-    def __init__(self, *, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, always: bool = False):
-        self._always = always
+    def __init__(self, *, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int):
         self._num_heads, self._num_kv_heads = num_heads, num_kv_heads
         self._head_dim, self._page_size = head_dim, page_size
         self._first_token, self._longest = 0, 0
         self._starts = self._seq_lens = self._table = self._metadata = torch.empty(0)
-
-    def is_faster(self, longest: int) -> bool:
-        """Whether a step whose longest query has so many tokens is done sooner than by the Triton kernel."""
-        return self._always or longest >= FASTER_FROM
 
     def begin(
         self,
@@ -139,7 +129,6 @@ def choose_fa3(
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
             page_size=page_size,
-            always=backend == "fa3",
         )
     if backend == "fa3":
         raise ConfigError(

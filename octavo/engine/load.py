@@ -27,7 +27,7 @@ from octavo.runner.memory import MemoryPlan, plan_memory
 from octavo.runner.runner import Runner, StepRunner
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 from octavo.weights.dummy import DummySource
-from octavo.weights.resolve import resolve
+from octavo.weights.resolve import cache_folder, resolve
 
 if TYPE_CHECKING:
     from octavo.runner.cuda import CudaRunner
@@ -258,7 +258,15 @@ def _build_runner(
             max_num_batched_tokens=limits.max_num_batched_tokens,
             max_model_len=memory.max_model_len,
         )
-        return CudaRunner(model, kv_caches, table.to(device), sizes, graphs=not options.device.enforce_eager, fa3=fa3)
+        return CudaRunner(
+            model,
+            kv_caches,
+            table.to(device),
+            sizes,
+            graphs=not options.device.enforce_eager,
+            fa3=fa3,
+            kept=cache_folder().parent / "products.json",
+        )
     return Runner(
         model,
         kv_caches,

@@ -29,6 +29,11 @@ class Algorithm(ctypes.Structure):
         ("reserved", ctypes.c_int * 4),
     )
 
+    @staticmethod
+    def of(words: list[int]) -> Algorithm:
+        """From the eight words that `algo` was."""
+        return Algorithm(algo=(ctypes.c_uint64 * 8)(*words))
+
 
 class CublasLtError(RuntimeError):
     """A call failed; the text has its name and status."""

@@ -1,4 +1,4 @@
-"""x Wᵀ + b with plain weights: torch, and a kernel of our own for few rows where it was measured to be faster."""
+"""x Wᵀ + b with plain weights: a kernel of our own for few rows, the fastest that cuBLAS has for more, else torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from octavo.kernels import tuned_linear
+
 if TYPE_CHECKING:
     from octavo.kernels.triton.skinny_linear import SplitSpace, Tuning
+
+FEW = 16
+"""Most rows that `skinny_linear` is used for."""
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [T, K], weight [N, K], bias [N] → [T, N]."""
     if x.is_cuda and x.dtype == torch.bfloat16:
-        tuning = few_rows_tuning(*weight.shape, x.device) if len(x) <= 16 else None
+        chosen = tuned_linear.choice(len(x), weight) if bias is None else None
+        if chosen is not None:
+            return tuned_linear.run(x, weight, chosen)
+        tuning = few_rows_tuning(*weight.shape, x.device) if len(x) <= FEW else None
         if tuning is not None:
             from octavo.kernels.triton.launch import use_pdl
             from octavo.kernels.triton.skinny_linear import skinny_linear

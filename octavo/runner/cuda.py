@@ -11,12 +11,14 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from octavo.attention import AttentionMetadata
 from octavo.attention.fa3 import Fa3Extend
+from octavo.kernels.linear import FEW
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.launch import use_pdl
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
@@ -25,6 +27,7 @@ from octavo.kernels.triton.prepare_step import pack_step, packed_size, prepare_s
 from octavo.kernels.triton.process_logits import process_logits
 from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.warm_up import compile_all, recorded
+from octavo.kernels.tuned_linear import matrices_seen, tune
 from octavo.layers.batch import ForwardBatch
 from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.runner.failure import failed_result
@@ -150,7 +153,8 @@ class CudaRunner:
 
     Args:
         graphs: capture decode steps as CUDA graphs (`capture`); without, everything is launched kernel by kernel.
-        fa3: computes the prompts that it is faster for; None is the Triton kernel for all.
+        fa3: computes prompts; None is the Triton kernel.
+        kept: file in which choices made at a start are kept for the next.
     """
 
     def __init__(
@@ -162,6 +166,7 @@ class CudaRunner:
         *,
         graphs: bool,
         fa3: Fa3Extend | None = None,
+        kept: Path | None = None,
     ):
         self._model, self._kv_caches, self._cos_sin, self._shape = model, kv_caches, cos_sin, shape
         self._device = device = cos_sin.device
@@ -178,7 +183,7 @@ class CudaRunner:
             rows: PagedDecode(**heads, max_rows=rows, device=device, **tuning(rows, shape))
             for rows in sorted({min(FEW_ROWS, shape.max_num_seqs), shape.max_num_seqs})
         }
-        self._extend, self._fa3 = PagedExtend(**heads), fa3
+        self._extend, self._fa3, self._kept = PagedExtend(**heads), fa3, kept
         self._copy_pages = PageCopier([cache for pair in kv_caches for cache in pair])
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}  # and the logits of each
         self._use_graphs = graphs
@@ -199,12 +204,16 @@ class CudaRunner:
         with recorded() as launches:
             self._run_each_path()
         count = compile_all(launches)
-        self._run_each_path()
+        with matrices_seen() as matrices:
+            self._run_each_path()
         logger.info("%d kernels compiled or found in their cache: %.1f s", count, time.perf_counter() - start)
         if not self._use_graphs:
             return
         pool = torch.cuda.graph_pool_handle()
         sizes = self.graph_sizes()[::-1]
+        start = time.perf_counter()
+        count = tune(matrices, [size for size in sizes if size > FEW], self._kept)
+        logger.info("%d products timed: %.1f s", count, time.perf_counter() - start)
         for i, size in enumerate(sizes):
             graph = torch.cuda.CUDAGraph()
             with torch.inference_mode(), torch.cuda.graph(graph, pool=pool):
@@ -362,7 +371,7 @@ class CudaRunner:
         if first_row == len(plan.rows):
             return None
         longest = int(plan.query_lens.max())
-        if self._fa3 is not None and self._fa3.is_faster(longest):
+        if self._fa3 is not None:
             self._fa3.begin(
                 metadata.query_start_loc,
                 metadata.seq_lens,

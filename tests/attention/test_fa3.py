@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from octavo.attention.fa3 import Fa3Extend, choose_fa3, why_not
+from octavo.attention.fa3 import choose_fa3, why_not
 from octavo.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -44,9 +44,3 @@ def test_reasons(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr("octavo.attention.fa3.importlib.import_module", absent)
     assert reason in (why_not(torch.device("cuda"), head_dim, kv_dtype) or "")
-
-
-def test_short_queries_are_left_to_the_other_kernel_unless_asked() -> None:
-    assert not Fa3Extend(**SHAPE).is_faster(2)
-    assert Fa3Extend(**SHAPE).is_faster(4096)
-    assert Fa3Extend(**SHAPE, always=True).is_faster(2)

@@ -1,0 +1,195 @@
+"""Which of cuBLASLt's algorithms multiplies so many rows by such a matrix: tried when the engine starts, then kept.
+
+cuBLAS's own choice is near the best for most numbers of rows and far from it for some: 448 rows of Llama 3.1 8B's
+widest matrix take 291 µs with it and 159 µs with its heuristics' third choice (benchmarks/gpu_mid_gemm.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from octavo.kernels import cublaslt
+from octavo.kernels.cublaslt import Algorithm, CublasLtError, Product
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = 8
+CALLS = 4  # a timing, over as many matrices of the shape as there are
+WORTH = 0.97  # a choice of ours takes at most this share of the time of torch's
+_AHEAD_CYCLES = 150_000  # the device waits so long for the host to queue a timing's calls: about 80 µs
+
+Key = tuple[int, int, int]  # rows, outputs, columns
+Matrices = dict[tuple[int, int], list[torch.Tensor]]
+
+
+class Choice(NamedTuple):
+    """How a product is made."""
+
+    product: Product
+    algorithm: Algorithm
+
+
+_chosen: dict[Key, Choice] = {}
+_seen: Matrices | None = None
+
+
+def choice(rows: int, weight: torch.Tensor) -> Choice | None:
+    """What was found to be faster than torch's own way for so many rows; None is torch's way."""
+    if _seen is not None:
+        _seen.setdefault((weight.shape[0], weight.shape[1]), []).append(weight)
+    return _chosen.get((rows, weight.shape[0], weight.shape[1]))
+
+
+def run(x: torch.Tensor, weight: torch.Tensor, chosen: Choice) -> torch.Tensor:
+    """x [M, K], weight [N, K], both with contiguous rows → [M, N]."""
+    out = x.new_empty(len(x), len(weight))
+    chosen.product.run(x, weight, chosen.algorithm, out)
+    return out
+
+
+@contextlib.contextmanager
+def matrices_seen() -> Iterator[Matrices]:
+    """Inside, the matrices that products are made with are noted by shape."""
+    global _seen
+    seen: Matrices = {}
+    _seen = seen
+    try:
+        yield seen
+    finally:
+        _seen = None
+
+
+def tune(matrices: Matrices, sizes: Sequence[int], kept: Path | None = None) -> int:
+    """Choose for every number of rows and shape of matrix. Returns how many products had to be timed.
+
+    Args:
+        matrices: bfloat16 on one device, by (outputs, columns).
+        sizes: numbers of rows.
+        kept: a file of earlier choices, read first and then written; what it lacks is timed.
+    """
+    name = _name(next(iter(matrices.values()))[0].device) if matrices else ""
+    known = _read(kept).get(name, {})
+    wanted: list[Key] = [(rows, *shape) for shape in matrices for rows in sizes]
+    missing = [key for key in wanted if _text(key) not in known]
+    known.update(_time_all(matrices, missing))
+    for key in wanted:
+        stored = known[_text(key)]
+        if stored is None:
+            _chosen.pop(key, None)
+            continue
+        product = Product.of(*key, torch.bfloat16)
+        _chosen[key] = Choice(product, Algorithm.of(stored))
+    if missing and kept is not None:
+        _write(kept, name, known)
+    return len(missing)
+
+
+def forget() -> None:
+    """Go back to torch's way for all."""
+    _chosen.clear()
+
+
+def _time_all(matrices: Matrices, keys: Sequence[Key]) -> dict[str, list[int] | None]:
+    """Each key's fastest algorithm, None where it is torch's way. Queues everything and waits once."""
+    timings: dict[Key, list[tuple[list[int] | None, _Timing]]] = {}
+    for key in keys:
+        rows, outputs, columns = key
+        weights = matrices[outputs, columns][:CALLS]
+        x = torch.randn(rows, columns, dtype=torch.bfloat16, device=weights[0].device)
+        out = x.new_empty(rows, outputs)
+        product = Product.of(*key, torch.bfloat16)
+
+        def torch_way(weight: torch.Tensor, x: torch.Tensor = x) -> None:
+            torch.nn.functional.linear(x, weight)
+
+        entries = [(None, _Timing(torch_way, weights)), (None, _Timing(torch_way, weights))]  # the first warms up
+        found: list[tuple[list[int] | None, _Timing]] = [entries[1]]
+        for algorithm in product.algorithms(CANDIDATES):
+
+            def our_way(
+                weight: torch.Tensor,
+                x: torch.Tensor = x,
+                out: torch.Tensor = out,
+                product: Product = product,
+                algorithm: Algorithm = algorithm,
+            ) -> None:
+                product.run(x, weight, algorithm, out)
+
+            with contextlib.suppress(CublasLtError):
+                found.append(([int(part) for part in algorithm.algo], _Timing(our_way, weights)))
+        timings[key] = found
+    torch.cuda.synchronize()
+    return {_text(key): _fastest(found) for key, found in timings.items()}
+
+
+def _fastest(found: list[tuple[list[int] | None, _Timing]]) -> list[int] | None:
+    usual = found[0][1].milliseconds()
+    algorithm, timing = min(found, key=lambda entry: entry[1].milliseconds())
+    return algorithm if timing.milliseconds() < WORTH * usual else None
+
+
+class _Timing:
+    """Queues calls between two events."""
+
+    def __init__(self, call: Callable[[torch.Tensor], None], weights: Sequence[torch.Tensor]):
+        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_AHEAD_CYCLES)
+        call(weights[-1])
+        self._start.record()
+        for i in range(CALLS):
+            call(weights[i % len(weights)])
+        self._end.record()
+
+    def milliseconds(self) -> float:
+        return float(self._start.elapsed_time(self._end))
+
+
+def _name(device: torch.device) -> str:
+    return f"{torch.cuda.get_device_name(device)}, cuBLASLt {cublaslt.version()}"
+
+
+def _text(key: Key) -> str:
+    return "x".join(map(str, key))
+
+
+def _read(path: Path | None) -> dict[str, dict[str, list[int] | None]]:
+    """What was kept: card and library → shape → the algorithm's eight words. Anything else there is left alone."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        return {
+            str(name): {str(shape): _algorithm(words) for shape, words in shapes.items()}
+            for name, shapes in content.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _algorithm(words: object) -> list[int] | None:
+    if words is None:
+        return None
+    if isinstance(words, list) and len(words) == 8 and all(type(w) is int and 0 <= w < 1 << 64 for w in words):
+        return words
+    raise ValueError("no algorithm")
+
+
+def _write(path: Path, name: str, known: dict[str, list[int] | None]) -> None:
+    """Replace the file as a whole; where that cannot be, the next start tunes again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        everything = _read(path) | {name: known}
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump(everything, file)
+        os.replace(file.name, path)
+    except OSError as error:
+        logger.info("the choice of products is not kept: %s", error)
