@@ -27,6 +27,7 @@ from octavo.kernels.triton.process_logits import SamplingTables, process_logits
 from octavo.kernels.triton.rms_norm import add_rms_norm, rms_norm_fp8
 from octavo.kernels.triton.rope_and_cache import rope_and_cache
 from octavo.kernels.triton.sample import Sampler
+from octavo.kernels.triton.shared_prefix import SharedPrefix
 from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
 from octavo.kernels.triton.skinny_linear import SplitSpace, Tuning, skinny_linear
 from octavo.kernels.triton.warm_up import recorded
@@ -88,11 +89,16 @@ def attention_calls(fp8: bool, **options: Any) -> list[Callable[[], object]]:
     shape = {"num_kv_heads": 8, "group": 4, "head_dim": 128, "page_size": 64} | options
     decode = PagedDecode(**shape, max_rows=4, device=q.device)
     extend = PagedExtend(**shape)
+    shared = SharedPrefix(**shape, max_rows=4, device=q.device)
     scales = {"k_scale": scale, "v_scale": scale}
     tiles = torch.zeros(3, 2, dtype=torch.int32)
     return [
         lambda: decode.plan(lens, starts),
         lambda: decode(q, kv, kv, table, lens, starts, 0.1, out, **scales),
+        shared.plan,
+        lambda: shared(q, kv, kv, table, 0.1, k_scale=scale),
+        lambda: decode.plan(lens, starts, shared.state[0]),
+        lambda: decode(q, kv, kv, table, lens, starts, 0.1, out, shared=shared.state, **scales),
         lambda: extend(q, kv, kv, table, lens, starts, tiles, 0.1, out, **scales),
     ]
 

@@ -29,11 +29,11 @@ _MERGE_ELEMENTS = 4096  # of partial results in flight at once
 
 @triton.jit
 def row_units(
-    seq_len, query_len, MAX_QUERY: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr
+    seq_len, query_len, shared, MAX_QUERY: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr
 ):
-    """(first tile that any query of the row sees, tiles, units of UNIT tiles); none for rows that are not ours."""
+    """(first tile that is to be read for the row, tiles, units of UNIT tiles); none for rows that are not ours."""
     ours = (query_len > 0) & (query_len <= MAX_QUERY) & (seq_len > 0)
-    first = seq_len * 0
+    first = shared // TILE
     if WINDOW > 0:
         first = tl.maximum(seq_len - query_len - WINDOW + 1, 0) // TILE
     tiles = tl.where(ours, (seq_len + TILE - 1) // TILE - first, 0)
@@ -42,7 +42,7 @@ def row_units(
 
 @triton.jit(do_not_specialize=["num_rows"])  # one compiled kernel for any number
 def plan_kernel(
-    plan, seq_lens, query_start_loc, num_rows, num_programs,
+    plan, seq_lens, query_start_loc, shared_lens, num_rows, num_programs,
     HEADS: tl.constexpr, MAX_QUERY: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
     MIN_SHARE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -51,7 +51,10 @@ def plan_kernel(
     seq_len = tl.load(seq_lens + rows, mask=rows < num_rows, other=0)
     start = tl.load(query_start_loc + rows, mask=rows < num_rows, other=0)
     stop = tl.load(query_start_loc + rows + 1, mask=rows < num_rows, other=0)
-    _, _, units = row_units(seq_len, stop - start, MAX_QUERY, WINDOW, TILE, UNIT)
+    shared = tl.zeros_like(seq_len)
+    if shared_lens is not None:
+        shared = tl.load(shared_lens + rows, mask=rows < num_rows, other=0)
+    _, _, units = row_units(seq_len, stop - start, shared, MAX_QUERY, WINDOW, TILE, UNIT)
     units *= HEADS
     ends = tl.cumsum(units, 0)
     total = tl.sum(units, 0)
@@ -71,16 +74,13 @@ def plan_kernel(
 
 @triton.jit
 def attend_tiles(
-    q, positions, slopes, k_cache, v_cache, table, head, seq_len, first_tile, last_tile, stride_page, stride_head,
-    scale_log2, softcap,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
+    q, maximum, total, acc, positions, slopes, k_cache, v_cache, table, head, seq_len, first_tile, last_tile,
+    stride_page, stride_head, scale_log2, softcap,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Tiles [first_tile, last_tile) of one row and kv head → (maximum [M], sum [M], unnormalised output [M, D])."""
+    """Take tiles [first_tile, last_tile) of one row and kv head into (maximum [M], sum [M], output [M, D])."""
     dims = tl.arange(0, BLOCK_D)
-    maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
         keys = tile * TILE + tl.arange(0, TILE)
         at = key_offsets(table, tile * TILE, seq_len, head, stride_page, stride_head, HEAD_DIM, PAGE, TILE)
@@ -97,6 +97,21 @@ def attend_tiles(
         weights, factor, maximum, total = online_softmax(scores, maximum, total, scale_log2, SOFTCAP or ALIBI)
         acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * factor[:, None])
     return maximum, total, acc
+
+
+@triton.jit
+def load_state(
+    state, state_stats, token0, head, num_real,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """(maximum [M], sum [M], output [M, D]) that a row's queries reached behind the keys they share with others."""
+    m = tl.arange(0, BLOCK_M)
+    dims = tl.arange(0, BLOCK_D)
+    at = (token0 + m // GROUP).to(tl.int64) * (HEADS * GROUP) + head * GROUP + m % GROUP
+    maximum = tl.load(state_stats + at * 2, mask=m < num_real, other=float("-inf"))
+    total = tl.load(state_stats + at * 2 + 1, mask=m < num_real, other=0.0)
+    mask = (m < num_real)[:, None] & (dims < HEAD_DIM)[None, :]
+    return maximum, total, tl.load(state + at[:, None] * HEAD_DIM + dims[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -162,8 +177,9 @@ def store_rows(
 
 @triton.jit
 def decode_kernel(
-    q, k_cache, v_cache, out, lse, block_table, seq_lens, query_start_loc, plan, acc_space, stat_space, arrivals,
-    k_scale, v_scale, alibi_slopes, scale_log2, softcap, stride_q, stride_out, stride_page, stride_head, stride_table,
+    q, k_cache, v_cache, out, lse, block_table, seq_lens, query_start_loc, shared_lens, state, state_stats,
+    plan, acc_space, stat_space, arrivals, k_scale, v_scale, alibi_slopes, scale_log2, softcap,
+    stride_q, stride_out, stride_page, stride_head, stride_table,
     HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     MERGE_M: tl.constexpr, UNROLL: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
     MAX_QUERY: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, FP8: tl.constexpr,
@@ -187,7 +203,10 @@ def decode_kernel(
         seq_len = tl.load(seq_lens + row)
         token0 = tl.load(query_start_loc + row)
         query_len = tl.load(query_start_loc + row + 1) - token0
-        first, tiles, units = row_units(seq_len, query_len, MAX_QUERY, WINDOW, TILE, UNIT)
+        shared = seq_len * 0
+        if shared_lens is not None:
+            shared = tl.load(shared_lens + row)
+        first, tiles, units = row_units(seq_len, query_len, shared, MAX_QUERY, WINDOW, TILE, UNIT)
         taken = 0
         if units > 0:
             head = offset // units
@@ -209,12 +228,20 @@ def decode_kernel(
             slopes = tl.zeros([BLOCK_M], tl.float32)
             if ALIBI:
                 slopes = tl.load(alibi_slopes + head * GROUP + m % GROUP)
+            maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
+            total = tl.zeros([BLOCK_M], tl.float32)
+            acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+            if shared_lens is not None:  # the first piece goes on where the shared keys ended
+                known = tl.where((shared > 0) & (at_unit == 0), num_real, 0)
+                maximum, total, acc = load_state(
+                    state, state_stats, token0, head, known, GROUP, HEADS, HEAD_DIM, BLOCK_D, BLOCK_M
+                )  # fmt: skip
             maximum, total, acc = attend_tiles(
-                queries, seq_len - query_len + token, slopes, k_cache, v_cache,
+                queries, maximum, total, acc, seq_len - query_len + token, slopes, k_cache, v_cache,
                 block_table + row.to(tl.int64) * stride_table, head, seq_len,
                 first + at_unit * UNIT, first + tl.minimum((at_unit + taken) * UNIT, tiles),
                 stride_page, stride_head, factor, softcap,
-                HEAD_DIM, BLOCK_D, BLOCK_M, PAGE, TILE, WINDOW, SOFTCAP, ALIBI, STAGES,
+                HEAD_DIM, BLOCK_D, PAGE, TILE, WINDOW, SOFTCAP, ALIBI, STAGES,
             )  # fmt: skip
             first_unit = unit - at_unit
             pieces = units
@@ -314,6 +341,7 @@ class PagedDecode:
     ):
         unit = max(1, -(-fixed_split // tile))
         self._rows, self._programs, self._softcap = max_rows, num_programs, softcap
+        self._shareable = not window and not fixed_split
         block_m, block_d = max(16, triton.next_power_of_2(group * max_query_len)), triton.next_power_of_2(head_dim)
         merge_m = triton.next_power_of_2(group * max_query_len)
         shared = {"HEADS": num_kv_heads, "MAX_QUERY": max_query_len, "WINDOW": window, "TILE": tile, "UNIT": unit}
@@ -336,11 +364,13 @@ class PagedDecode:
     def workspace_bytes(self) -> int:
         return sum(t.nbytes for t in (self.plan_buffer, self._acc, self._stats, self._arrivals))
 
-    def plan(self, seq_lens: torch.Tensor, query_start_loc: torch.Tensor) -> None:
-        """Share out the keys of this step. int32 [R] and [R + 1], R <= max_rows."""
+    def plan(
+        self, seq_lens: torch.Tensor, query_start_loc: torch.Tensor, shared_lens: torch.Tensor | None = None
+    ) -> None:
+        """Share out the keys of this step. int32 [R], [R + 1] and, of keys that are left out, [R]; R <= max_rows."""
         block = 8
         plan_kernel[(triton.cdiv(self._programs, block),)](
-            self.plan_buffer, seq_lens, query_start_loc, seq_lens.shape[0], self._programs,
+            self.plan_buffer, seq_lens, query_start_loc, shared_lens, seq_lens.shape[0], self._programs,
             ROWS=triton.next_power_of_2(max(2, self._rows)), BLOCK=block, num_warps=4, **self._planning,
         )  # fmt: skip
 
@@ -359,6 +389,7 @@ class PagedDecode:
         k_scale: torch.Tensor | None = None,
         v_scale: torch.Tensor | None = None,
         alibi_slopes: torch.Tensor | None = None,
+        shared: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
         pdl: bool = False,
     ) -> None:
         """Attend with the lengths that were planned.
@@ -372,12 +403,16 @@ class PagedDecode:
             lse: float32 [T, heads], if given: natural logarithm of the sum of exponentials of the scores. With a
                 float32 `out`, results over disjoint keys merge exactly from (out, lse).
             alibi_slopes: float32 [heads].
+            shared: `SharedPrefix.state`, whose lengths were planned with: the first keys of a row, a multiple of
+                `tile` and fewer than it has, are not read; the row goes on from the state behind them.
             pdl: start before the kernel before it ends (programmatic dependent launch, sm_90). That kernel must not
                 be `plan`'s.
         """
+        if shared is not None and not self._shareable:
+            raise ValueError("rows with a window, or with fixed splits, cannot share the attention to their keys")
         fp8 = k_cache.dtype == torch.float8_e4m3fn
         decode_kernel[(self._programs,)](
-            q, k_cache, v_cache, out, lse, block_table, seq_lens, query_start_loc,
+            q, k_cache, v_cache, out, lse, block_table, seq_lens, query_start_loc, *(shared or (None,) * 3),
             self.plan_buffer, self._acc, self._stats, self._arrivals,
             k_scale, v_scale, alibi_slopes, scale * 1.4426950408889634, self._softcap,
             q.stride(0), out.stride(0), k_cache.stride(0), k_cache.stride(1), block_table.stride(0),
