@@ -212,7 +212,7 @@ class AsyncLLM:
         self._info: EngineInfo | None = None
         self._frontend: Frontend | None = None
         self._handles = itertools.count(1)
-        self._off_loop = OffLoop()
+        self.off_loop = OffLoop()
         self._streams: dict[int, UpdateStream] = {}
         self._waiting: dict[int, str] = {}  # handles that the engine has not begun with, and their tenants
         self._waiting_of: Counter[str] = Counter()
@@ -256,7 +256,7 @@ class AsyncLLM:
         if self._state != "dead":
             self._state = "closed"
         self.fail_open(EngineDeadError("The engine was closed."))
-        self._off_loop.close()
+        self.off_loop.close()
         if self._frontend is not None:
             self._frontend.inputs.grammars.close()
         await self._client.close()
@@ -386,7 +386,7 @@ class AsyncLLM:
         def make() -> EngineRequest:
             return inputs.completion(prompt, params, request_id=request_id or new_id(), handle=handle, **options)
 
-        return await self._off_loop.make_guided(make, len(prompt), params, inputs)
+        return await self.off_loop.make_guided(make, len(prompt), params, inputs)
 
     async def chat_request(
         self, messages: Messages, params: SamplingParams, *, request_id: str | None = None, **options: Any
@@ -399,7 +399,7 @@ class AsyncLLM:
             return inputs.chat(messages, params, request_id=request_id or new_id(), handle=handle, **options)
 
         size = sum(map(len, user_strings(messages)))
-        return await self._off_loop.make_guided(make, size, params, inputs)
+        return await self.off_loop.make_guided(make, size, params, inputs)
 
     async def embedding_request(
         self, prompt: Prompt, *, request_id: str | None = None, **options: Any
@@ -411,7 +411,7 @@ class AsyncLLM:
         def make() -> EngineRequest:
             return inputs.embedding(prompt, request_id=request_id or new_id(), handle=handle, **options)
 
-        return await self._off_loop.make(make, len(prompt))
+        return await self.off_loop.make(make, len(prompt))
 
     async def embed(
         self,

@@ -130,6 +130,9 @@ class ServerOptions:
     reasoning_parser: str = flag(
         "auto", "How the model writes reasoning: a format's name, auto (as its chat template shows), or none."
     )
+    enable_tokenizer_info_endpoint: bool = flag(
+        False, "Serve /tokenizer_info: the chat template and the control tokens' spellings."
+    )
     max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
     max_body_bytes: int = flag(32 << 20, "Larger request bodies get 413.", min=1024)
     max_body_bytes_in_all: int = flag(

@@ -66,6 +66,11 @@ class InputProcessor:
         names = sorted(self._chats, key=lambda name: name != "tool_use")
         return "\n".join(self._chats[name].template.source for name in names)
 
+    @property
+    def chat_template(self) -> str | None:
+        """The usual chat template's Jinja, the operator's or the model's own."""
+        return self._chats["default"].template.source if "default" in self._chats else None
+
     def completion(
         self,
         prompt: str | Sequence[int],
@@ -181,6 +186,27 @@ class InputProcessor:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> tuple[str, list[int]]:
         """A conversation's prompt, as text and as token ids; errors as of `chat`."""
+        self._check_chars(sum(map(len, user_strings(messages))), "messages")
+        text, ids = self.encode_chat(
+            messages,
+            tools,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        validate_prompt(ids, self.vocab_size, self.max_model_len)
+        return text, ids
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[str, list[int]]:
+        """The same, however long it is. Raises InvalidRequestError."""
         encoder = self._chats.get("tool_use" if tools else "default") or self._chats.get("default")
         if encoder is None:
             raise InvalidRequestError(
@@ -190,16 +216,13 @@ class InputProcessor:
             )
         if needs_words(messages, tools) and not encoder.template.takes_tools:
             messages, tools = in_words(messages, tools, self.tool_format), None
-        self._check_chars(sum(map(len, user_strings(messages))), "messages")
-        text, ids = encoder.encode(
+        return encoder.encode(
             messages,
             tools,
             kwargs=chat_template_kwargs,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
-        validate_prompt(ids, self.vocab_size, self.max_model_len)
-        return text, ids
 
     def _check(self, params: SamplingParams, request_id: str, priority: int, cache_salt: str, adapter: str) -> None:
         validate_routing(cache_salt=cache_salt, priority=priority, request_id=request_id)

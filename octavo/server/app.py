@@ -20,6 +20,7 @@ from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
 from octavo.server.limits import BodyBudget, check_shape, deadline_of
 from octavo.server.metrics import ROUTES, Metrics
+from octavo.server.tokens import Tokens
 from octavo.server.tracing import RequestTracer
 
 logger = logging.getLogger("octavo.server")
@@ -67,7 +68,11 @@ class App:
             "/v1/completions": ("POST", self._completions),
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/embeddings": ("POST", self._embed),
+            "/tokenize": ("POST", self._tokenize),
+            "/detokenize": ("POST", self._detokenize),
         }
+        if options.enable_tokenizer_info_endpoint:
+            self._routes["/tokenizer_info"] = ("GET", self._tokenizer_info)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -272,6 +277,21 @@ class App:
         data = await self._body(exchange)
         self._generator()  # raises unless there is a model
         await Embeddings(self.llm, self.names).embeddings(exchange, data)
+
+    async def _tokenize(self, exchange: Exchange) -> None:
+        data = await self._body(exchange)
+        await self._tokens().tokenize(exchange, data)
+
+    async def _detokenize(self, exchange: Exchange) -> None:
+        data = await self._body(exchange)
+        await self._tokens().detokenize(exchange, data)
+
+    async def _tokenizer_info(self, exchange: Exchange) -> None:
+        await self._tokens().tokenizer_info(exchange)
+
+    def _tokens(self) -> Tokens:
+        self._generator()  # raises unless there is a model
+        return Tokens(self.llm, self.names)
 
     async def _body(self, exchange: Exchange) -> bytes:
         if self.refusing:

@@ -93,6 +93,10 @@ def embeddings(server: Any, prompt: Any, *, headers: Any = None, max_tokens: Any
     return post(server, "/v1/embeddings", {"input": prompt, **params}, lambda data: "", headers)
 
 
+def tokenize(server: Any, prompt: Any, *, headers: Any = None, max_tokens: Any = None, **params: Any) -> Outcome:
+    return post(server, "/tokenize", {"prompt": prompt, **params}, lambda data: "", headers)
+
+
 _SAMPLING = frozenset(SamplingParams.__struct_fields__)
 
 ENTRANCES = [
@@ -100,4 +104,5 @@ ENTRANCES = [
     Entrance("chat", chat, takes_ids=False, lacks=frozenset({"prompt_logprobs"})),
     Entrance("python", python, takes_ids=True, is_http=False),
     Entrance("embeddings", embeddings, takes_ids=True, lacks=_SAMPLING),
+    Entrance("tokenize", tokenize, takes_ids=False, lacks=_SAMPLING | {"cache_salt", "priority"}),
 ]
