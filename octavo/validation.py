@@ -26,7 +26,7 @@ MAX_PRIORITY = 2**31 - 1
 _CACHE_SALT = re.compile(r"[A-Za-z0-9_-]{0,128}")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,256}", re.ASCII)
 
-_FLOATS: dict[str, tuple[float, float, bool]] = {  # lowest, highest, whether the lowest is excluded
+FLOATS: dict[str, tuple[float, float, bool]] = {  # lowest, highest, whether the lowest is excluded
     "temperature": (0.0, 2.0, False),
     "top_p": (0.0, 1.0, True),
     "min_p": (0.0, 1.0, False),
@@ -62,7 +62,7 @@ def validate_params(
     if not isinstance(params, SamplingParams):
         _refuse("params", params, "it is no SamplingParams", "Build octavo.SamplingParams(...).")
     _integer("n", params.n, 1, MAX_N)
-    for name, (low, high, open_below) in _FLOATS.items():
+    for name, (low, high, open_below) in FLOATS.items():
         _number(name, getattr(params, name), low, high, open_below)
     _integer("top_k", params.top_k, -1, 2**31 - 1, "0 or -1 keeps all tokens")
     _lengths(params, max_model_len)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,9 @@ from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
 from octavo.server.limits import BodyBudget, check_shape, deadline_of
 from octavo.server.metrics import ROUTES, Metrics
+from octavo.server.openapi import described, model_facts
+from octavo.server.openapi_bounds import ModelFacts
+from octavo.server.openapi_page import HEADERS as PAGE_HEADERS
 from octavo.server.tokens import Tokens
 from octavo.server.tracing import RequestTracer
 
@@ -56,6 +60,7 @@ class App:
         self._on_loopback = is_loopback(options.host)
         self._allowed_hosts = frozenset(name.lower() for name in options.allowed_host)
         self._generation: Generation | None = None
+        self._described: tuple[ModelFacts | None, bytes, bytes] | None = None
         self._created = int(time.time())
         self._routes: dict[str, tuple[str, Handler]] = {
             "/live": ("GET", self._live),
@@ -70,6 +75,8 @@ class App:
             "/v1/embeddings": ("POST", self._embed),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
+            "/openapi.json": ("GET", self._openapi),
+            "/docs": ("GET", self._docs),
         }
         if options.enable_tokenizer_info_endpoint:
             self._routes["/tokenizer_info"] = ("GET", self._tokenizer_info)
@@ -205,6 +212,24 @@ class App:
             "enable_prefix_caching": str(cached),
             "device": info.device,
         }
+
+    # -- what it can do ------------------------------------------------------------------------------------------
+
+    async def _openapi(self, exchange: Exchange) -> None:
+        document, _ = await self._description()
+        await exchange.reply(200, document, b"application/json")
+
+    async def _docs(self, exchange: Exchange) -> None:
+        _, page = await self._description()
+        await exchange.reply(200, page, b"text/html; charset=utf-8", PAGE_HEADERS)
+
+    async def _description(self) -> tuple[bytes, bytes]:
+        """The OpenAPI document and its page; made when first asked for, and again once the model is loaded."""
+        facts = model_facts(self.llm, self.names)
+        if self._described is None or self._described[0] != facts:
+            made = await asyncio.to_thread(described, facts, keyed=bool(self.keys), served=tuple(self._routes))
+            self._described = (facts, *made)
+        return self._described[1:]
 
     # -- models --------------------------------------------------------------------------------------------------
 

@@ -18,8 +18,8 @@ from octavo.server.tools import check_tool_messages
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 _AT = re.compile(r" - at `(?:key` in `)?\$(.*?)`$")
-_MAX_PROMPTS = 1024
-_MAX_BEST_OF = 20
+MAX_PROMPTS = 1024
+MAX_BEST_OF = 20
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -133,8 +133,8 @@ class CompletionBody(GenerationBody, kw_only=True):
         if all(type(item) is int for item in prompt):
             return [prompt]
         if all(isinstance(item, str) for item in prompt) or all(isinstance(item, list) for item in prompt):
-            if len(prompt) > _MAX_PROMPTS:
-                message = f"There are {len(prompt)} prompts, more than {_MAX_PROMPTS}."
+            if len(prompt) > MAX_PROMPTS:
+                message = f"There are {len(prompt)} prompts, more than {MAX_PROMPTS}."
                 raise InvalidRequestError(message, fix="Send them in several requests.", param="prompt")
             return prompt
         raise InvalidRequestError(
@@ -150,9 +150,9 @@ class CompletionBody(GenerationBody, kw_only=True):
             raise _unsupported("suffix", "is not supported", "Put it into the prompt.")
         if self.best_of is None:
             return
-        if not 1 <= (1 if self.n is None else self.n) <= self.best_of <= _MAX_BEST_OF:
+        if not 1 <= (1 if self.n is None else self.n) <= self.best_of <= MAX_BEST_OF:
             raise InvalidRequestError(
-                f"best_of cannot be {str(self.best_of)[:20]}: it is from n to {_MAX_BEST_OF}.",
+                f"best_of cannot be {str(self.best_of)[:20]}: it is from n to {MAX_BEST_OF}.",
                 fix="Choose one in that range.",
                 param="best_of",
             )

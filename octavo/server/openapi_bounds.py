@@ -1,0 +1,172 @@
+"""What fields of bodies may hold beyond their types, by field name: taken from the validator's own constants.
+
+The OpenAPI document says so; `octavo.validation` and the grammar's bounds enforce it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo import validation
+from octavo.server.protocol import MAX_BEST_OF, MAX_PROMPTS
+from octavo.server.tools import MAX_CALLS, MAX_TOOLS
+
+Schema = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a loaded model adds to the document.
+
+    Attributes:
+        names: that requests may call it by.
+    """
+
+    names: tuple[str, ...]
+    vocab_size: int
+    max_model_len: int
+    hidden_size: int
+    max_logprobs: int
+
+
+def any_of(*schemas: Schema) -> Schema:
+    """One of several."""
+    return {"anyOf": list(schemas)}
+
+
+def array(items: Schema, **bounds: int) -> Schema:
+    """A list."""
+    return {"type": "array", "items": items, **bounds}
+
+
+def _range(low: float, high: float, **more: Any) -> Schema:
+    return {"minimum": low, "maximum": high, **more}
+
+
+def bounds_of(facts: ModelFacts | None) -> dict[str, Schema]:
+    """Keywords for fields by name; they are added to what the type says.
+
+    Args:
+        facts: of the model, once it is loaded.
+    """
+    ids: Schema = {"type": "integer", "minimum": 0}
+    if facts is not None:
+        ids["maximum"] = facts.vocab_size - 1
+    bounds: dict[str, Schema] = {
+        name: {"exclusiveMinimum": low, "maximum": high} if open_below else _range(low, high)
+        for name, (low, high, open_below) in validation.FLOATS.items()
+    }
+    bounds |= {
+        "n": _range(1, validation.MAX_N),
+        "top_k": _range(-1, 2**31 - 1),
+        "max_tokens": {"minimum": 1},
+        "max_completion_tokens": {"minimum": 1},
+        "min_tokens": {"minimum": 0},
+        "seed": _range(-(2**63), 2**63 - 1),
+        "priority": _range(-(2**31), 2**31 - 1),
+        "cache_salt": {"pattern": "^[A-Za-z0-9_-]{0,128}$"},
+        "best_of": _range(1, MAX_BEST_OF),
+        "prompt_logprobs": {"minimum": 0},
+        "top_logprobs": {"minimum": 0},
+        "dimensions": {"minimum": 1},
+    }
+    if facts is not None:
+        for name in ("max_tokens", "max_completion_tokens"):
+            bounds[name]["maximum"] = facts.max_model_len - 1
+        bounds["min_tokens"]["maximum"] = facts.max_model_len - 1
+        bounds["dimensions"]["maximum"] = facts.hidden_size
+        for name in ("prompt_logprobs", "top_logprobs"):
+            bounds[name]["maximum"] = facts.max_logprobs
+    for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+        bounds[name] = {"items": ids}
+    bounds["stop_token_ids"]["maxItems"] = validation.MAX_STOP_TOKEN_IDS
+    digits = 10 if facts is None else len(str(facts.vocab_size - 1))
+    bounds["logit_bias"] = {
+        "propertyNames": {"pattern": f"^(0|[1-9][0-9]{{0,{digits - 1}}})$"},
+        "additionalProperties": {"type": "number", **_range(-100, 100)},
+        "maxProperties": validation.MAX_LOGIT_BIASES,
+    }
+    return bounds
+
+
+def replacements_of(facts: ModelFacts | None) -> dict[str, Schema]:
+    """Whole schemas for fields whose type says too little. Whether null may stand there, the type tells."""
+    ids: Schema = {"type": "integer", "minimum": 0}
+    model: Schema = {"type": "string"}
+    logprobs: Schema = {"type": "integer", "minimum": 0}
+    if facts is not None:
+        ids["maximum"] = facts.vocab_size - 1
+        model["enum"] = list(facts.names)
+        logprobs["maximum"] = facts.max_logprobs
+    text: Schema = {"type": "string", "minLength": 1}
+    stop: Schema = {"type": "string", "minLength": 1, "maxLength": validation.MAX_STOP_CHARS}
+    prompts = any_of(
+        text,
+        array(text, minItems=1, maxItems=MAX_PROMPTS),
+        array(ids, minItems=1),
+        array(array(ids, minItems=1), minItems=1, maxItems=MAX_PROMPTS),
+    )
+    return {
+        "model": model,
+        "prompt": prompts,
+        "input": prompts,
+        "tokens": array(ids),
+        "messages": array({"$ref": "#/components/schemas/ChatMessage"}, minItems=1),
+        "tools": array({"$ref": "#/components/schemas/Tool"}, maxItems=MAX_TOOLS),
+        "stop": any_of(stop, array(stop, maxItems=validation.MAX_STOP_STRINGS)),
+        "early_stopping": {"enum": [True, False, "never"]},
+        "CompletionBody.logprobs": logprobs,
+        "tool_choice": any_of({"enum": ["none", "auto", "required"]}, {"type": "object", "required": ["type"]}),
+    }
+
+
+_CALL: Schema = {
+    "type": "object",
+    "properties": {
+        "id": {"description": "Which the message of the role tool names that answers it."},
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "arguments": {"type": ["string", "object"]}},
+            "required": ["name"],
+        },
+    },
+    "required": ["function"],
+}
+_PART: Schema = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+EXTRA_COMPONENTS: Mapping[str, Schema] = {
+    "ChatMessage": {
+        "type": "object",
+        "description": "One message. The model's chat template may want more, or refuse some roles or orders of them.",
+        "properties": {
+            "role": {"type": "string", "minLength": 1, "examples": ["system", "user", "assistant", "tool"]},
+            "content": any_of({"type": "string"}, array(any_of({"type": "string"}, _PART)), {"type": "null"}),
+            "tool_calls": any_of(array(_CALL, maxItems=MAX_CALLS), {"type": "null"}),
+            "tool_call_id": {"description": "Of the call that a message of the role tool answers, which needs it."},
+        },
+        "required": ["role"],
+    },
+    "Tool": {
+        "type": "object",
+        "description": "A function that the model may call.",
+        "properties": {
+            "type": {"const": "function"},
+            "function": {
+                "type": "object",
+                "properties": {
+                    "name": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
+                    "description": {"type": ["string", "null"]},
+                    "parameters": {"type": ["object", "null"], "description": "A JSON schema of an object."},
+                    "strict": {"type": ["boolean", "null"]},
+                },
+                "required": ["name"],
+            },
+        },
+        "required": ["function"],
+    },
+}
