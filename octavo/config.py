@@ -101,6 +101,9 @@ class DeviceOptions:
     attention_backend: Literal["auto", "triton", "fa3"] = flag(
         "auto", "Kernel of prompt attention on a GPU; auto is fa3 where it can be had (Hopper, octavo[fa3])."
     )
+    shared_prefix_attention: bool = flag(
+        True, "Read pages that several sequences of a step share once, where that pays (GPU, head sizes up to 128)."
+    )
     enforce_eager: bool = flag(False, "No CUDA graphs: the simple path, for finding faults.")
     native_kernels: bool = flag(True, "Use the compiled CPU kernels; without them, plain torch.")
 

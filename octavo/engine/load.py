@@ -266,6 +266,7 @@ def _build_runner(
             graphs=not options.device.enforce_eager,
             fa3=fa3,
             kept=cache_folder().parent / "products.json",
+            share=options.device.shared_prefix_attention,
         )
     return Runner(
         model,

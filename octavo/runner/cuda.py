@@ -32,9 +32,11 @@ from octavo.layers.batch import ForwardBatch
 from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.runner.failure import failed_result
 from octavo.runner.pooling import Pooler
+from octavo.runner.prefix_groups import SharingCost
 from octavo.runner.runner import Model, Pending
 from octavo.runner.sampler import logprobs_of
 from octavo.runner.sampling_tables import DeviceRows
+from octavo.runner.shared_prefix import FEWEST_ROWS, MAX_HEAD_DIM, SharedPages, shared_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,8 @@ class DeviceShape:
 
 
 FEW_ROWS = 8
-Extend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor], None]
+Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor], None]
 
 
 def tuning(rows: int, shape: DeviceShape) -> dict[str, int]:
@@ -155,6 +158,7 @@ class CudaRunner:
         graphs: capture decode steps as CUDA graphs (`capture`); without, everything is launched kernel by kernel.
         fa3: computes prompts; None is the Triton kernel.
         kept: file in which choices made at a start are kept for the next.
+        share: read pages that rows share once, in steps where it pays.
     """
 
     def __init__(
@@ -167,6 +171,7 @@ class CudaRunner:
         graphs: bool,
         fa3: Fa3Extend | None = None,
         kept: Path | None = None,
+        share: bool = True,
     ):
         self._model, self._kv_caches, self._cos_sin, self._shape = model, kv_caches, cos_sin, shape
         self._device = device = cos_sin.device
@@ -183,11 +188,24 @@ class CudaRunner:
             rows: PagedDecode(**heads, max_rows=rows, device=device, **tuning(rows, shape))
             for rows in sorted({min(FEW_ROWS, shape.max_num_seqs), shape.max_num_seqs})
         }
+        self._shared: SharedPages | None = None
+        if share and shape.head_dim <= MAX_HEAD_DIM and shape.max_num_seqs >= FEWEST_ROWS:
+            self._shared = SharedPages(
+                **heads,
+                max_rows=shape.max_num_seqs,
+                max_blocks=shape.max_blocks,
+                cost=SharingCost.of(
+                    heads["num_kv_heads"], heads["group"], shape.head_dim, kv_caches[0][0].element_size()
+                ),
+                ring=RING,
+                device=device,
+            )
         self._extend, self._fa3, self._kept = PagedExtend(**heads), fa3, kept
         self._copy_pages = PageCopier([cache for pair in kv_caches for cache in pair])
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}  # and the logits of each
+        # By number of rows, without and with sharing: the graph and its logits.
+        self._graphs: tuple[dict[int, Graph], dict[int, Graph]] = {}, {}
         self._use_graphs = graphs
-        self._sizes: list[int] = []
+        self._sizes: tuple[list[int], list[int]] = [], []
         self._steps = 0
         self._pooler = Pooler()
 
@@ -214,13 +232,16 @@ class CudaRunner:
         start = time.perf_counter()
         count = tune(matrices, [size for size in sizes if size > FEW], self._kept)
         logger.info("%d products timed: %.1f s", count, time.perf_counter() - start)
-        for i, size in enumerate(sizes):
+        wanted = [(size, False) for size in sizes]
+        if self._shared is not None:
+            wanted += [(size, True) for size in shared_sizes(sizes[::-1])]
+        for i, (size, shared) in enumerate(sorted(wanted, reverse=True)):
             graph = torch.cuda.CUDAGraph()
             with torch.inference_mode(), torch.cuda.graph(graph, pool=pool):
-                logits = self._decode_step(size)
-            self._graphs[size] = graph, logits
-            report((i + 1) / len(sizes))
-        self._sizes = sizes[::-1]
+                logits = self._decode_step(size, shared)
+            self._graphs[shared][size] = graph, logits
+            report((i + 1) / len(wanted))
+        self._sizes = sorted(self._graphs[False]), sorted(self._graphs[True])
         torch.cuda.synchronize()
 
     def _run_each_path(self) -> None:
@@ -228,13 +249,15 @@ class CudaRunner:
         shape, buffers = self._shape, self._buffers
         with torch.inference_mode():
             for size in {1, min(FEW_ROWS + 1, shape.max_num_seqs), shape.max_num_seqs}:
-                self._decode_step(size)
+                for shared in {False, self._shared is not None}:
+                    self._decode_step(size, shared)
             for singles in {min(1, shape.max_num_seqs - 1), min(FEW_ROWS, shape.max_num_seqs - 1)}:
                 plan = _plan_of_nothing(singles, min(64, shape.max_num_batched_tokens - singles))
                 size = self._pack(plan, buffers.host_packed[0])
                 buffers.packed[:size].copy_(buffers.host_packed[0][:size])
                 write_blocks(buffers.packed, buffers.block_table)
-                self._mixed_step(plan)
+                for shared in {False, self._shared is not None}:
+                    self._mixed_step(plan, shared=shared)
             self._copy_pages(torch.zeros(1, 2, dtype=torch.int32, device=self._device))
         torch.cuda.synchronize()
         buffers.packed.zero_()
@@ -257,23 +280,27 @@ class CudaRunner:
         size = self._pack(plan, buffers.host_packed[slot])
         buffers.packed[:size].copy_(buffers.host_packed[slot][:size], non_blocking=True)
         write_blocks(buffers.packed, buffers.block_table)
+        shared = False
+        if self._shared is not None:
+            self._shared.update(plan)
+            shared = self._shared.begin(plan, slot)
         if len(plan.copy_pages):
             self._copy_pages(torch.from_numpy(plan.copy_pages).to(self._device, non_blocking=True))
         self._rows.update(plan)
         chosen = np.flatnonzero(plan.sample).astype(np.int32)
         count = len(chosen)
         decodes = plan.num_tokens == len(plan.rows) == count
-        padded = self._graph_size(count) if decodes else count
+        padded = self._graph_size(count, shared) if decodes else count
         self._send_samples(plan, chosen, padded, buffers.host_samples[slot])
         scored: tuple[LogprobArrays, ...] = ()
         pooled: tuple[Float32Array, ...] = ()
         unusable: tuple[int, ...] = ()
         self._pooler.forget(plan)
-        if decodes and padded in self._graphs:
-            graph, logits = self._graphs[padded]
+        if decodes and padded in self._graphs[shared]:
+            graph, logits = self._graphs[shared][padded]
             graph.replay()
         else:
-            hidden, logits = self._mixed_step(plan, sample=count)
+            hidden, logits = self._mixed_step(plan, sample=count, shared=shared)
             scored = tuple(self._score(plan, hidden, entry) for entry in plan.prompt_logprobs)
             pooled, unusable = self._pooler.pool(plan, hidden)  # waits for the device, as logprobs do
         logprobs = self._top_logprobs(plan, chosen, logits)
@@ -283,13 +310,14 @@ class CudaRunner:
     def close(self) -> None:
         """Wait for the device and let go of its memory."""
         torch.cuda.synchronize()
-        self._graphs.clear()
+        self._graphs = {}, {}
         self._kv_caches = []
 
-    def _graph_size(self, count: int) -> int:
+    def _graph_size(self, count: int, shared: bool) -> int:
         """The smallest captured size that holds `count` rows; `count` itself without graphs."""
-        at = bisect.bisect_left(self._sizes, count)
-        return self._sizes[at] if at < len(self._sizes) else count
+        sizes = self._sizes[shared]
+        at = bisect.bisect_left(sizes, count)
+        return sizes[at] if at < len(sizes) else count
 
     @staticmethod
     def _pack(plan: StepPlan, out: torch.Tensor) -> int:
@@ -316,19 +344,17 @@ class CudaRunner:
         values[2, :count] = np.cumsum(plan.query_lens)[chosen] - 1
         self._buffers.samples[:, :padded].copy_(host[:, :padded], non_blocking=True)
 
-    def _decode_step(self, size: int) -> torch.Tensor:
+    def _decode_step(self, size: int, shared: bool = False) -> torch.Tensor:
         """Everything of a step of `size` single-token rows that all sample; this is what a graph holds."""
         buffers = self._buffers
         metadata = self._prepare(size, size, 1)
-        decode = self._decode_for(size)
-        decode.plan(metadata.seq_lens, metadata.query_start_loc)
+        decode = self._plan_decode(metadata, shared)
 
         def attend(
             q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, _: AttentionMetadata, scale: float
         ) -> torch.Tensor:
             out = torch.empty_like(q)
-            where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc)
-            decode(q, keys, values, *where, scale, out, pdl=use_pdl(self._device))
+            decode(q, keys, values, scale, out)
             return out
 
         hidden = self._model.hidden_states(self._batch(metadata, attend))
@@ -336,13 +362,30 @@ class CudaRunner:
         self._sample(logits, buffers.samples[:, :size])
         return logits
 
-    def _mixed_step(self, plan: StepPlan, *, sample: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    def _plan_decode(self, metadata: AttentionMetadata, shared: bool) -> Attend:
+        """What attends for the rows of one token; with sharing, of the groups that were sent last."""
+        decode, pdl = self._decode_for(len(metadata.seq_lens)), use_pdl(self._device)
+        where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc)
+        kernel = self._shared.kernel if self._shared is not None and shared else None
+        if kernel is not None:
+            kernel.plan()
+        decode.plan(*where[1:], kernel.state[0] if kernel is not None else None)
+
+        def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+            if kernel is not None:
+                kernel(q, keys, values, where[0], scale, pdl=pdl)
+            decode(q, keys, values, *where, scale, out, shared=kernel.state if kernel is not None else None, pdl=pdl)
+
+        return attend
+
+    def _mixed_step(
+        self, plan: StepPlan, *, sample: int = 1, shared: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Any step, kernel by kernel: single-token rows by one attention kernel, longer ones by the other."""
         buffers = self._buffers
         longest = int(plan.query_lens.max())
         metadata = self._prepare(plan.num_tokens, len(plan.rows), longest)
-        decode = self._decode_for(len(plan.rows))
-        decode.plan(metadata.seq_lens, metadata.query_start_loc)
+        decode = self._plan_decode(metadata, shared)
         singles = int((plan.query_lens == 1).sum())  # they come first
         extend = self._plan_extend(plan, metadata, singles)
 
@@ -351,8 +394,7 @@ class CudaRunner:
         ) -> torch.Tensor:
             out = torch.empty_like(q)
             if singles:
-                where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc)
-                decode(q, keys, values, *where, scale, out, pdl=use_pdl(self._device))
+                decode(q, keys, values, scale, out)
             if extend is not None:
                 extend(q, keys, values, scale, out)
             return out
@@ -366,7 +408,7 @@ class CudaRunner:
         self._sample(logits, places)
         return hidden, logits
 
-    def _plan_extend(self, plan: StepPlan, metadata: AttentionMetadata, first_row: int) -> Extend | None:
+    def _plan_extend(self, plan: StepPlan, metadata: AttentionMetadata, first_row: int) -> Attend | None:
         """What attends for the rows of several tokens, from `first_row` on; None where there are none."""
         if first_row == len(plan.rows):
             return None

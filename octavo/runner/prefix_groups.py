@@ -37,6 +37,11 @@ class SharingCost:
     group_bytes: int = 1 << 20
     step_bytes: int = 24 << 20
 
+    @classmethod
+    def of(cls, num_kv_heads: int, group: int, head_dim: int, element_bytes: int) -> SharingCost:
+        """That of a model's attention; `element_bytes` is a cached element's size."""
+        return cls(num_kv_heads * head_dim * 2 * element_bytes, num_kv_heads * group * head_dim * 8)
+
     def saved(self, members: int, tokens: int) -> int:
         """Net bytes of one layer that a group saves."""
         return (members - 1) * tokens * self.token_bytes - members * self.member_bytes - self.group_bytes

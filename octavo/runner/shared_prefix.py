@@ -16,7 +16,7 @@ def shared_sizes(sizes: list[int]) -> list[int]:
     """The numbers of rows, of those that graphs are captured for, for which there is one with sharing too: about half
     of them. What a step of more rows saves is worth some padding.
     """
-    return [size for size in sizes if size >= FEWEST_ROWS and size % _step(size) == 0 or size == sizes[-1]]
+    return [size for size in sizes if (size >= FEWEST_ROWS and size % _step(size) == 0) or size == sizes[-1]]
 
 
 def _step(size: int) -> int:
@@ -32,7 +32,7 @@ class SharedPages:
     Args:
         num_kv_heads, group, head_dim, page_size: of the attention.
         max_rows, max_blocks: of the block tables.
-        element_bytes: of a cached key's or value's element.
+        cost: decides which groups a step has, if any.
         ring: steps that may be on their way; the buffers that are sent are used in turn.
     """
 
@@ -45,7 +45,7 @@ class SharedPages:
         page_size: int,
         max_rows: int,
         max_blocks: int,
-        element_bytes: int,
+        cost: SharingCost,
         ring: int,
         device: torch.device,
     ):
@@ -53,9 +53,6 @@ class SharedPages:
             num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, page_size=page_size, max_rows=max_rows,
             device=device, **shared_prefix_tuning(),
         )  # fmt: skip
-        cost = SharingCost(
-            token_bytes=num_kv_heads * head_dim * 2 * element_bytes, member_bytes=num_kv_heads * group * head_dim * 8
-        )
         self._groups = PrefixGroups(max_rows, max_blocks, page_size, self.kernel.tile, cost)
         pinned = device.type == "cuda"
         self._host = [torch.zeros_like(self.kernel.groups, device="cpu") for _ in range(ring)]
