@@ -179,10 +179,12 @@ class AsyncLLM:
         client: ClientFactory = ProcessClient,
         progress: Progress | None = None,
         max_logprobs: int = 20,
+        default_max_tokens: int | None = None,
     ) -> AsyncLLM:
         """From a config that is built already; `client` makes the way to the engine."""
         self = cls.__new__(cls)
         self._setup(config, client, progress, max_logprobs)
+        self._default_max_tokens = default_max_tokens
         return self
 
     @classmethod
@@ -208,6 +210,7 @@ class AsyncLLM:
         self._client: EngineClient = client(config)
         self._progress = progress
         self._max_logprobs = max_logprobs
+        self._default_max_tokens: int | None = None
         self._max_queued = config.scheduler.max_num_queued_reqs
         self._info: EngineInfo | None = None
         self._frontend: Frontend | None = None
@@ -234,7 +237,13 @@ class AsyncLLM:
         try:
             info = await self._client.start(self, self._on_progress)
             self.loading = ("load the tokenizer", 0.0)
-            self._frontend = await asyncio.to_thread(load_frontend, self.config, info, max_logprobs=self._max_logprobs)
+            self._frontend = await asyncio.to_thread(
+                load_frontend,
+                self.config,
+                info,
+                max_logprobs=self._max_logprobs,
+                default_max_tokens=self._default_max_tokens,
+            )
         except BaseException as error:
             await self.close()
             if isinstance(error, OctavoError):

@@ -137,6 +137,9 @@ class ServerOptions:
         False, "Serve /tokenizer_info: the chat template and the control tokens' spellings."
     )
     max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
+    default_max_tokens: int | None = flag(
+        None, "Most tokens of an answer whose request names no limit; default: what the context has room for.", min=1
+    )
     max_body_bytes: int = flag(32 << 20, "Larger request bodies get 413.", min=1024)
     max_body_bytes_in_all: int = flag(
         512 << 20, "Bytes of bodies that all open requests may hold together; beyond them comes 503.", min=1024

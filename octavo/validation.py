@@ -122,8 +122,10 @@ def check_prompt_length(num_tokens: int, max_model_len: int, *, answers: bool = 
         )
 
 
-def resolve_max_tokens(params: SamplingParams, num_prompt_tokens: int, max_model_len: int) -> int:
-    """How many tokens a request may generate: as asked for, or all that the context leaves.
+def resolve_max_tokens(
+    params: SamplingParams, num_prompt_tokens: int, max_model_len: int, default: int | None = None
+) -> int:
+    """How many tokens a request may generate: as asked for, else `default`, else (or if it is less) what fits.
 
     Raises:
         ContextLengthError: prompt and requested output are longer than the context.
@@ -139,7 +141,9 @@ def resolve_max_tokens(params: SamplingParams, num_prompt_tokens: int, max_model
         )
     if params.min_tokens > room:
         _refuse("min_tokens", params.min_tokens, f"the context leaves {room} tokens", "Ask for fewer.")
-    return room if params.max_tokens is None else params.max_tokens
+    if params.max_tokens is not None:
+        return params.max_tokens
+    return room if default is None else min(room, max(default, params.min_tokens))
 
 
 def validate_routing(*, cache_salt: Any = "", priority: Any = 0, request_id: Any = "-") -> None:

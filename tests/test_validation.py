@@ -191,6 +191,13 @@ def test_max_tokens_is_resolved_against_the_context() -> None:
         resolve_max_tokens(SamplingParams(max_tokens=None, min_tokens=41), 10, 50)
 
 
+def test_a_default_of_max_tokens_counts_where_a_request_names_none() -> None:
+    assert resolve_max_tokens(SamplingParams(max_tokens=None), 10, 50, 16) == 16
+    assert resolve_max_tokens(SamplingParams(max_tokens=20), 10, 50, 16) == 20
+    assert resolve_max_tokens(SamplingParams(max_tokens=None), 40, 50, 16) == 10
+    assert resolve_max_tokens(SamplingParams(max_tokens=None, min_tokens=20), 10, 50, 16) == 20
+
+
 @pytest.mark.parametrize("salt", ["", "a", "A-z_09", "x" * 128])
 def test_salts_of_the_alphabet_pass(salt: str) -> None:
     validate_routing(cache_salt=salt)

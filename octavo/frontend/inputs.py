@@ -33,6 +33,7 @@ class InputProcessor:
             None seeds it from the operating system.
         chat_template: Jinja source that replaces the model's own.
         max_logprobs: most top logprobs a request may ask for.
+        default_max_tokens: most tokens of an answer whose request names no limit; None is all that the context leaves.
         adapters: names that requests may choose.
         structured_outputs_timeout: seconds that a grammar may take to compile.
     """
@@ -46,6 +47,7 @@ class InputProcessor:
         seed: int | None = None,
         chat_template: str | None = None,
         max_logprobs: int = 20,
+        default_max_tokens: int | None = None,
         adapters: Collection[str] = (),
         structured_outputs_timeout: float = 5.0,
     ):
@@ -53,6 +55,7 @@ class InputProcessor:
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.max_logprobs = max_logprobs
+        self.default_max_tokens = default_max_tokens
         self.eos_token_ids = tokenizer.eos_token_ids if tokenizer else ()
         self._adapters = frozenset(adapters)
         self.tool_format = get("hermes")  # how tools are put to a model whose template knows none
@@ -279,7 +282,7 @@ class InputProcessor:
     ) -> EngineRequest:
         resolved = msgspec.structs.replace(
             params,
-            max_tokens=resolve_max_tokens(params, len(ids), self.max_model_len),
+            max_tokens=resolve_max_tokens(params, len(ids), self.max_model_len, self.default_max_tokens),
             seed=self._seeds.getrandbits(63) if params.seed is None else params.seed,
             stop=tuple(params.stop),
             stop_token_ids=tuple(params.stop_token_ids),

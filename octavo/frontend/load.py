@@ -33,7 +33,9 @@ class Frontend:
     outputs: OutputProcessor
 
 
-def load_frontend(config: EngineConfig, limits: Limits, *, max_logprobs: int = 20) -> Frontend:
+def load_frontend(
+    config: EngineConfig, limits: Limits, *, max_logprobs: int = 20, default_max_tokens: int | None = None
+) -> Frontend:
     """Load the tokenizer and build the front end.
 
     Raises:
@@ -48,6 +50,7 @@ def load_frontend(config: EngineConfig, limits: Limits, *, max_logprobs: int = 2
         seed=config.model.seed,
         chat_template=_chat_template(config.model.chat_template),
         max_logprobs=max_logprobs,
+        default_max_tokens=default_max_tokens,
         structured_outputs_timeout=config.model.structured_outputs_timeout,
     )
     return Frontend(tokenizer, inputs, OutputProcessor(tokenizer))

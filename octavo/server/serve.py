@@ -177,7 +177,11 @@ class _Server:
     async def run(self) -> int:
         """Load, serve, drain, close."""
         self._llm = AsyncLLM.of_config(
-            self._config, client=self._restarting, progress=self._progress, max_logprobs=self._options.max_logprobs
+            self._config,
+            client=self._restarting,
+            progress=self._progress,
+            max_logprobs=self._options.max_logprobs,
+            default_max_tokens=self._options.default_max_tokens,
         )
         if self._options.step_timeout:
             self._llm.hung_seconds = self._options.step_timeout / 4

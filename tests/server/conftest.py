@@ -97,7 +97,12 @@ def start_server(sim_folder):
                 started.set()
 
         async def serve_until_stopped():
-            llm = AsyncLLM.of_config(config, client=sim_client(sim), max_logprobs=options.max_logprobs)
+            llm = AsyncLLM.of_config(
+                config,
+                client=sim_client(sim),
+                max_logprobs=options.max_logprobs,
+                default_max_tokens=options.default_max_tokens,
+            )
             app = build_app(llm, options)
             server = _Uvicorn(uvicorn_config(app))
             listener = listen("127.0.0.1", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from octavo.config import ServerOptions
 from tests.server.conftest import joined
 
 PATH = "/v1/chat/completions"
@@ -35,6 +36,12 @@ def test_a_conversation_is_answered(server):
 def test_without_a_bound_an_answer_may_fill_the_context(server):
     reply = server.post(PATH, messages=MESSAGES)
     assert reply["usage"]["total_tokens"] == 256 and reply["choices"][0]["finish_reason"] == "length"
+
+
+def test_the_server_may_bound_answers_whose_requests_name_no_bound(start_server):
+    with start_server(options=ServerOptions(port=0, default_max_tokens=5), max_model_len=256) as bounded:
+        assert bounded.post(PATH, messages=MESSAGES)["usage"]["completion_tokens"] == 5
+        assert bounded.post(PATH, messages=MESSAGES, max_tokens=9)["usage"]["completion_tokens"] == 9
 
 
 def test_max_completion_tokens_goes_before_max_tokens(server):
