@@ -1,18 +1,21 @@
 """Attention of one layer over shared pages on a GPU: right against float64, then timed with and without sharing.
 
-    python benchmarks/gpu_shared_prefix.py --json OUT.json [--tune]
+    python benchmarks/gpu_shared_prefix.py --json OUT.json [--only attention,engine] [--tune]
 
 Llama 3.1 8B's shape (32 query heads, 8 kv heads of 128, pages of 64). Times are of one layer's attention in a CUDA
 graph over several layers' caches, more memory than the L2 cache holds; the plans, made once a step, are timed apart.
-`floor_us` is the time that reading every page once takes at 3 TB/s.
+`floor_us` is the time that reading every page once takes at 3 TB/s. `engine` compares the texts of a small random model
+with and without sharing, and counts the steps that shared.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +24,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from octavo import LLM, BeamSearchParams, SamplingParams
 from octavo.bench.record import environment
 from octavo.kernels.triton.launch import use_pdl
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
 from octavo.kernels.triton.shared_prefix import SharedPrefix, pack_groups, shared_prefix_tuning
+from octavo.plan import StepPlan
+from octavo.runner.shared_prefix import SharedPages
+from tests.tiny_models import make_tiny_llama
 
 KV_HEADS, GROUP, DIM, PAGE = 8, 4, 128, 64
 SHAPE = {"num_kv_heads": KV_HEADS, "group": GROUP, "head_dim": DIM, "page_size": PAGE}
@@ -199,18 +206,76 @@ def measure(shape: Shape, variants: dict[str, dict[str, int]]) -> dict[str, Any]
     return result
 
 
+def engine() -> dict[str, Any]:
+    """Prompts of two prefixes, samples and beams: the same model with sharing and without; in bfloat16 some texts part."""
+    small = {
+        "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 2000, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    generator = np.random.default_rng(1)
+    prefixes = [generator.integers(0, 2000, size).tolist() for size in (2048, 1700)]
+    prompts = [prefixes[i % 2] + generator.integers(0, 2000, 3 + i).tolist() for i in range(48)]
+    params = [SamplingParams(temperature=0, max_tokens=24 + i % 9, ignore_eos=True) for i in range(48)]
+    texts: dict[bool, list[list[int]]] = {}
+    out: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_tiny_llama(Path(scratch) / "small", tokenizer=False, **small)
+        for share in (False, True):
+            steps: list[bool] = []
+            with counted(steps), LLM(
+                str(folder), device="cuda", skip_tokenizer_init=True, max_num_seqs=96, num_gpu_blocks_override=4000,
+                shared_prefix_attention=share,
+            ) as llm:  # fmt: skip
+                llm.generate([prefix + [5] for prefix in prefixes], SamplingParams(max_tokens=1), use_tqdm=False)
+                found = [result.outputs[0] for result in llm.generate(prompts, params, use_tqdm=False)]
+                texts[share] = [output.token_ids for output in found]
+                beams = BeamSearchParams(beam_width=8, max_tokens=16, ignore_eos=True)
+                llm.beam_search(prompts[:4], beams, use_tqdm=False)
+                llm.generate(prompts[:4], SamplingParams(n=16, seed=1, max_tokens=16, ignore_eos=True), use_tqdm=False)
+                stats = llm.stats()
+            out[f"steps_shared_{share}".lower()], out[f"steps_{share}".lower()] = sum(steps), len(steps)
+            out[f"pages_free_at_end_{share}".lower()] = stats.num_free_pages == stats.num_pages
+    pairs = list(zip(texts[False], texts[True], strict=True))
+    out["same_texts"] = sum(a == b for a, b in pairs) / len(pairs)
+    out["same_first_8_tokens"] = sum(a[:8] == b[:8] for a, b in pairs) / len(pairs)
+    print(json.dumps(out), flush=True)
+    return out
+
+
+@contextlib.contextmanager
+def counted(steps: list[bool]) -> Iterator[None]:
+    """Notes of each step whether it shared."""
+    begin = SharedPages.begin
+
+    def noted(self: SharedPages, plan: StepPlan, slot: int) -> bool:
+        steps.append(begin(self, plan, slot))
+        return steps[-1]
+
+    SharedPages.begin = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        SharedPages.begin = begin  # type: ignore[method-assign]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tune", action="store_true", help="time every variant, not only the default")
+    parser.add_argument("--only", default="attention,engine")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     record = environment() | {"command": "python benchmarks/gpu_shared_prefix.py " + " ".join(sys.argv[1:])}
     variants = VARIANTS if arguments.tune else {"default": shared_prefix_tuning()}
-    record["attention"] = [measure(shape, variants) for shape in SHAPES]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    worst = max(found["error"] for case in record["attention"] for found in case["shared"].values())
+    worst = 0.0
+    for name in arguments.only.split(","):
+        if name == "attention":
+            record[name] = [measure(shape, variants) for shape in SHAPES]
+            worst = max(found["error"] for case in record[name] for found in case["shared"].values())
+        else:
+            record[name] = engine()
+        if arguments.json:
+            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     sys.exit(0 if worst < 1e-2 else 1)
 
 

@@ -34,6 +34,7 @@ class SharedPages:
         max_rows, max_blocks: of the block tables.
         cost: decides which groups a step has, if any.
         ring: steps that may be on their way; the buffers that are sent are used in turn.
+        tuning: of the kernel, where it is not `shared_prefix_tuning`'s.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class SharedPages:
         cost: SharingCost,
         ring: int,
         device: torch.device,
+        **tuning: int,
     ):
         self.kernel = SharedPrefix(
             num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, page_size=page_size, max_rows=max_rows,
-            device=device, **shared_prefix_tuning(),
+            device=device, **(shared_prefix_tuning() | tuning),
         )  # fmt: skip
         self._groups = PrefixGroups(max_rows, max_blocks, page_size, self.kernel.tile, cost)
         pinned = device.type == "cuda"
