@@ -207,7 +207,7 @@ def measure(shape: Shape, variants: dict[str, dict[str, int]]) -> dict[str, Any]
 
 
 def engine() -> dict[str, Any]:
-    """Prompts of two prefixes, samples and beams: the same model with sharing and without; in bfloat16 some texts part."""
+    """Prompts of two prefixes, samples and beams, with sharing and without; in bfloat16 some texts part."""
     small = {
         "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 8,
         "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 2000, "max_position_embeddings": 4096,
@@ -226,7 +226,7 @@ def engine() -> dict[str, Any]:
                 str(folder), device="cuda", skip_tokenizer_init=True, max_num_seqs=96, num_gpu_blocks_override=4000,
                 shared_prefix_attention=share,
             ) as llm:  # fmt: skip
-                llm.generate([prefix + [5] for prefix in prefixes], SamplingParams(max_tokens=1), use_tqdm=False)
+                llm.generate([[*prefix, 5] for prefix in prefixes], SamplingParams(max_tokens=1), use_tqdm=False)
                 found = [result.outputs[0] for result in llm.generate(prompts, params, use_tqdm=False)]
                 texts[share] = [output.token_ids for output in found]
                 beams = BeamSearchParams(beam_width=8, max_tokens=16, ignore_eos=True)
