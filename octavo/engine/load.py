@@ -246,7 +246,8 @@ def _build_runner(
         page_size=page_size,
     )
     if device.type == "cuda":
-        from octavo.runner.cuda import CudaRunner, DeviceShape
+        from octavo.runner.cuda import CudaRunner
+        from octavo.runner.step_buffers import DeviceShape
 
         sizes = DeviceShape(
             num_heads=config.num_attention_heads,

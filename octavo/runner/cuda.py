@@ -23,7 +23,7 @@ from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.launch import use_pdl
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
 from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend
-from octavo.kernels.triton.prepare_step import pack_step, packed_size, prepare_step, write_blocks
+from octavo.kernels.triton.prepare_step import pack_step, prepare_step, write_blocks
 from octavo.kernels.triton.process_logits import process_logits
 from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.warm_up import compile_all, recorded
@@ -37,29 +37,9 @@ from octavo.runner.runner import Model, Pending
 from octavo.runner.sampler import logprobs_of
 from octavo.runner.sampling_tables import DeviceRows
 from octavo.runner.shared_prefix import FEWEST_ROWS, MAX_HEAD_DIM, SharedPages, shared_sizes
+from octavo.runner.step_buffers import RING, DeviceShape, HostOutputs, StepBuffers, not_owning
 
 logger = logging.getLogger(__name__)
-
-RING = 3  # host buffers in turn: one being filled, one being copied, one being read
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceShape:
-    """The dimensions that buffers and kernels are made for."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    page_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-
-    @property
-    def max_blocks(self) -> int:
-        return -(-self.max_model_len // self.page_size)
-
 
 FEW_ROWS = 8
 Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
@@ -109,46 +89,12 @@ class Failed:
         return failed_result(self.plan)
 
 
-class HostOutputs:
-    """Pinned memory for one step's tokens and flags."""
-
-    def __init__(self, count: int):
-        self.tokens = torch.empty(count, dtype=torch.int32, pin_memory=True)
-        self.failed = torch.empty(count, dtype=torch.int8, pin_memory=True)
-
-
 def _plan_of_nothing(singles: int, tokens: int) -> StepPlan:
     """Rows of one token and one of `tokens`, in pages that nobody has yet."""
     lengths = np.array([1] * singles + ([tokens] if tokens > 0 else []), np.int32)
     rows = np.arange(len(lengths), dtype=np.int32)
     every = np.ones(len(lengths), np.bool_)
     return StepPlan(0, rows, lengths, np.zeros_like(lengths), every, every, np.zeros(int(lengths.sum()), np.int32))
-
-
-class StepBuffers:
-    """The device tensors that a step's kernels read and write. Their addresses never change: graphs hold them."""
-
-    def __init__(self, shape: DeviceShape, device: torch.device):
-        seqs, tokens = shape.max_num_seqs, shape.max_num_batched_tokens
-
-        def zeros(*size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-            return torch.zeros(*size, dtype=dtype, device=device)
-
-        most_pages = seqs * 2 + -(-tokens // shape.page_size) + shape.max_blocks * 4 + (1 << 16)
-        self.packed = zeros(packed_size(seqs, tokens, seqs * 4, most_pages))
-        self.block_table = zeros(seqs + 1, shape.max_blocks)
-        self.last_token = zeros(seqs + 1)
-        self.token_ids = zeros(tokens, dtype=torch.int64)
-        self.positions = zeros(tokens)
-        self.slots = zeros(tokens, dtype=torch.int64)
-        self.seq_lens, self.query_start = zeros(seqs), zeros(seqs + 1)
-        self.batch_table = zeros(seqs, shape.max_blocks)
-        self.samples = zeros(3, seqs)  # rows, positions, and where in the step's tokens
-        self.tokens, self.ranks = zeros(seqs), zeros(seqs)
-        self.logprobs, self.failed = zeros(seqs, dtype=torch.float32), zeros(seqs, dtype=torch.int8)
-        self.host_packed = [torch.zeros_like(self.packed, device="cpu").pin_memory() for _ in range(RING)]
-        self.host_samples = [torch.zeros_like(self.samples, device="cpu").pin_memory() for _ in range(RING)]
-        self.host_outputs = [HostOutputs(seqs) for _ in range(RING)]
 
 
 class CudaRunner:
@@ -238,7 +184,7 @@ class CudaRunner:
         for i, (size, shared) in enumerate(sorted(wanted, reverse=True)):
             graph = torch.cuda.CUDAGraph()
             with torch.inference_mode(), torch.cuda.graph(graph, pool=pool):
-                logits = self._decode_step(size, shared)
+                logits = not_owning(self._decode_step(size, shared))
             self._graphs[shared][size] = graph, logits
             report((i + 1) / len(wanted))
         self._sizes = sorted(self._graphs[False]), sorted(self._graphs[True])
