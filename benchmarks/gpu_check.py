@@ -140,14 +140,14 @@ def agreement(first: list[list[int]], second: list[list[int]]) -> float:
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
-def bench(names: list[str], repeat: int, profiled: dict[str, int]) -> dict[str, Any]:
+def bench(names: list[str], repeat: int, profiled: dict[str, int], options: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each workload, and of the start."""
     out: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "config.json").write_text(json.dumps(LLAMA_8B))
         start = time.perf_counter()
-        llm = LLM(scratch, load_format="dummy", skip_tokenizer_init=True, max_model_len=8192)
-        out["startup_s"] = time.perf_counter() - start
+        llm = LLM(scratch, load_format="dummy", skip_tokenizer_init=True, max_model_len=8192, **options)
+        out["options"], out["startup_s"] = options, time.perf_counter() - start
         out["phases"] = llm.info.startup
         out["memory"] = llm.info.memory
         out["device_free_gib_when_ready"] = free_gib()
@@ -213,7 +213,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--profile", default="", help="workload:requests,..., run once more under the profiler")
+    parser.add_argument("--quantization")
+    parser.add_argument("--kv-cache-dtype")
     arguments = parser.parse_args()
+    names = ("quantization", "kv_cache_dtype")
+    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     profiled = {name: int(count) for name, _, count in (p.partition(":") for p in arguments.profile.split(",") if p)}
     record: dict[str, Any] = environment()
     record["command"] = "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:])
@@ -221,7 +225,7 @@ def main() -> None:
         record["check"] = check()
         print(json.dumps(record["check"]), flush=True)
     if arguments.only != "check":
-        record["bench"] = bench([w for w in arguments.workloads.split(",") if w], arguments.repeat, profiled)
+        record["bench"] = bench([w for w in arguments.workloads.split(",") if w], arguments.repeat, profiled, options)
     if arguments.json:
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""What was chosen at one start is read at the next; a file that is not ours is no harm. The timing itself needs a GPU."""
+"""What was chosen at one start is read at the next; a file that is not ours is no harm. Timing needs a GPU."""
 
 from __future__ import annotations
 

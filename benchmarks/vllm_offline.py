@@ -1,0 +1,66 @@
+"""vLLM on the shared workloads, for `gpu_peers.py`: run with the Python and path that vLLM is installed for.
+
+    python benchmarks/vllm_offline.py MODEL_FOLDER OUT.json REPEATS workload,workload [engine arguments as JSON]
+
+vLLM's defaults; random weights, greedy, EOS ignored, prefix cache emptied before each repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+sys.path.append(str(Path(__file__).parent.parent))
+
+
+def main() -> None:
+    folder, out, repeats, names, *more = sys.argv[1:]
+    start = time.time()
+    import vllm
+    from vllm import LLM, SamplingParams
+
+    options = json.loads(more[0]) if more else {}
+    engine = LLM(
+        model=folder,
+        skip_tokenizer_init=True,
+        load_format="dummy",
+        max_model_len=8192,
+        disable_log_stats=True,
+        **options,
+    )
+    record: dict[str, object] = {"vllm": vllm.__version__, "options": options, "startup_s": time.time() - start}
+    print("start", record["startup_s"], flush=True)
+
+    from octavo.bench.workloads import WORKLOADS, fixed
+
+    def run(requests: list) -> dict[str, float]:
+        prompts = [{"prompt_token_ids": request.prompt_token_ids} for request in requests]
+        params = [
+            SamplingParams(temperature=0.0, max_tokens=request.output_len, ignore_eos=True, detokenize=False)
+            for request in requests
+        ]
+        begin = time.perf_counter()
+        results = engine.generate(prompts, params, use_tqdm=False)
+        seconds = time.perf_counter() - begin
+        tokens = sum(len(result.outputs[0].token_ids) for result in results)
+        return {"s": seconds, "out_tok": tokens, "out_tps": tokens / seconds}
+
+    run(fixed(8, 64, 16, seed=99))
+    for name in names.split(","):
+        rows = []
+        for _ in range(int(repeats)):
+            engine.reset_prefix_cache()
+            rows.append(run(WORKLOADS[name]()))
+        record[name] = sorted(rows, key=lambda row: row["s"])[len(rows) // 2] | {"all_s": [row["s"] for row in rows]}
+        print(name, json.dumps(record[name]), flush=True)
+    Path(out).write_text(json.dumps(record, indent=1))
+
+
+if __name__ == "__main__":
+    main()
