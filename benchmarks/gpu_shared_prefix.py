@@ -50,10 +50,11 @@ class Shape(NamedTuple):
 SHAPES = (Shape(16, 32, 2048, 192), Shape(1, 256, 1024, 128), Shape(64, 8, 512, 256), Shape(1, 8, 8192, 64))
 VARIANTS: dict[str, dict[str, int]] = {
     "m64x264": {"block_m": 64, "num_warps": 4, "num_programs": 264},
+    "m64x264s3": {"block_m": 64, "num_warps": 4, "num_programs": 264, "num_stages": 3},
+    "m64x264share16": {"block_m": 64, "num_warps": 4, "num_programs": 264, "min_share": 16},
     "m64x132": {"block_m": 64, "num_warps": 4, "num_programs": 132},
-    "m64x396s3": {"block_m": 64, "num_warps": 4, "num_programs": 396, "num_stages": 3},
     "m128x132": {"block_m": 128, "num_warps": 8, "num_programs": 132},
-    "m128x264s3": {"block_m": 128, "num_warps": 8, "num_programs": 264, "num_stages": 3},
+    "m128x132s3": {"block_m": 128, "num_warps": 8, "num_programs": 132, "num_stages": 3},
     "m32x264": {"block_m": 32, "num_warps": 4, "num_programs": 264},
 }
 

@@ -227,7 +227,7 @@ class SharedPrefix:
         tile: int = 64,
         num_warps: int = 4,
         num_stages: int = 0,
-        min_share: int = 4,
+        min_share: int = 8,
     ):
         block_m, block_d = max(block_m, triton.next_power_of_2(group)), triton.next_power_of_2(head_dim)
         self.members_per_tile, self.tile = block_m // group, tile
@@ -239,7 +239,7 @@ class SharedPrefix:
         merge_m = min(block_m, _MERGE_ROWS)
         self._options = {
             "HEADS": num_kv_heads, "GROUP": group, "HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_M": block_m,
-            "MERGE_M": merge_m, "UNROLL": 2, "PAGE": page_size, "TILE": tile, "SOFTCAP": softcap > 0,
+            "MERGE_M": merge_m, "UNROLL": 4, "PAGE": page_size, "TILE": tile, "SOFTCAP": softcap > 0,
             "STAGES": num_stages or pipeline_stages(), "num_warps": num_warps,
         }  # fmt: skip
         self.groups = torch.zeros(4 * max_rows + 1, dtype=torch.int32, device=device)
