@@ -223,6 +223,12 @@ def _checked(messages: Any) -> Sequence[Mapping[str, Any]]:
     return messages
 
 
+def check_messages(messages: Any) -> None:
+    """Check roles and contents, for what reads messages before a template does. Raises as `ChatTemplate.render`."""
+    for index, message in enumerate(_checked(messages)):
+        _message(message, index, strings=True, parts=True)
+
+
 def _message(message: Mapping[str, Any], index: int, strings: bool, parts: bool) -> dict[str, Any]:
     """The message in the shape the template takes."""
     content = message.get("content")

@@ -12,7 +12,7 @@ import msgspec
 
 from octavo.errors import ContextLengthError, InvalidRequestError
 from octavo.frontend.chat_encoder import ChatEncoder
-from octavo.frontend.chat_template import ChatTemplate, user_strings
+from octavo.frontend.chat_template import ChatTemplate, check_messages, user_strings
 from octavo.frontend.grammar import vocabulary_of
 from octavo.frontend.parsers.names import get
 from octavo.frontend.parsers.prompting import in_words, needs_words
@@ -218,6 +218,7 @@ class InputProcessor:
                 param="messages",
             )
         if needs_words(messages, tools) and not encoder.template.takes_tools:
+            check_messages(messages)
             messages, tools = in_words(messages, tools, self.tool_format), None
         return encoder.encode(
             messages,

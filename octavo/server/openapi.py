@@ -53,7 +53,7 @@ class Endpoint:
     Attributes:
         reply: what a 200 holds in JSON; None if it is of `media`.
         body: what is sent, if anything.
-        required: fields of the body that must be there.
+        required: fields of the body that must be there; either: fields one of which must be.
         streams: `"stream": true` makes the reply a stream of server-sent events, which this describes.
         statuses: of errors that come beside those of all routes.
         unwell: 503 has the reply's own form, not that of errors.
@@ -65,6 +65,7 @@ class Endpoint:
     reply: Any = None
     body: type[msgspec.Struct] | None = None
     required: tuple[str, ...] = ()
+    either: tuple[str, ...] = ()
     streams: str = ""
     statuses: tuple[int, ...] = ()
     unwell: bool = False
@@ -81,14 +82,15 @@ _DATA_LINES = (
 )
 ENDPOINTS = (
     Endpoint("POST", "/v1/chat/completions", "Answer a conversation.", replies.ChatCompletion, ChatBody, ("messages",),
-             _DATA_LINES),
+             streams=_DATA_LINES),
     Endpoint("POST", "/v1/completions", "Go on from a text, or from several.", replies.Completion, CompletionBody,
-             ("prompt",), _DATA_LINES),
+             ("prompt",), streams=_DATA_LINES),
     Endpoint("POST", "/v1/embeddings", "Texts to vectors.", replies.EmbeddingList, EmbeddingBody, ("input",)),
     Endpoint("GET", "/v1/models", "The served models.", replies.ModelList),
     Endpoint("GET", "/v1/models/{model}", "One served model; its name may hold slashes.", replies.ModelCard,
              statuses=(404,)),
-    Endpoint("POST", "/tokenize", "A text, or a conversation, to token ids.", replies.Tokenized, TokenizeBody),
+    Endpoint("POST", "/tokenize", "A text, or a conversation, to token ids.", replies.Tokenized, TokenizeBody,
+             either=("prompt", "messages")),
     Endpoint("POST", "/detokenize", "Token ids to text.", replies.Detokenized, DetokenizeBody, ("tokens",)),
     Endpoint("GET", "/tokenizer_info", "Facts of the tokenizer.", replies.TokenizerFacts, statuses=(400,)),
     Endpoint("GET", "/live", "200 unless the engine has ended for good.", replies.Status, unwell=True),
@@ -131,7 +133,7 @@ def document(
     schemas = _Schemas(endpoints, facts)
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas, keyed)
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, schemas, keyed, facts)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -153,14 +155,15 @@ def document(
     }
 
 
-def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool) -> dict[str, Any]:
+def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool, facts: ModelFacts | None) -> dict[str, Any]:
     ok = {endpoint.media: {"schema": schemas.of(endpoint.reply)}} if endpoint.reply is not None else {}
     if endpoint.reply is None:
         ok = {endpoint.media: {"schema": {"type": "string"}}}
     if endpoint.streams:
-        ok[_EVENTS] = {"schema": {"type": "string", "description": endpoint.streams}}
+        ok[_EVENTS] = {}
     identity = {"x-request-id": {"schema": {"type": "string"}, "description": "The client's, or one made up."}}
-    responses: dict[str, Any] = {"200": {"description": _MEANING[200], "headers": identity, "content": ok}}
+    meaning = f"{_MEANING[200]} A stream: {endpoint.streams}" if endpoint.streams else _MEANING[200]
+    responses: dict[str, Any] = {"200": {"description": meaning, "headers": identity, "content": ok}}
     statuses = {*_OF_ALL, *endpoint.statuses, *(_OF_BODIES if endpoint.body is not None else ())}
     for status in sorted(statuses):
         kind = endpoint.reply if status == 503 and endpoint.unwell else replies.ErrorReply
@@ -176,7 +179,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool) -> dict[str, 
     if endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schemas.of(endpoint.body)}}}
     if "{model}" in endpoint.path:
-        schema = {"type": "string", "minLength": 1}
+        schema = {"type": "string", "minLength": 1} | ({"enum": list(facts.names)} if facts is not None else {})
         operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": schema}]
     return operation
 
@@ -195,7 +198,7 @@ class _Schemas:
             if kind.__name__ in components:
                 _describe(components[kind.__name__], kind)
         for body, endpoint in bodies.items():
-            _bound(components[body.__name__], body.__name__, endpoint.required, facts)
+            _bound(components[body.__name__], body.__name__, endpoint, facts)
 
     def of(self, kind: Any) -> Schema:
         """The schema of one of the endpoints' bodies or replies."""
@@ -242,7 +245,7 @@ def _attributes(kind: type) -> dict[str, str]:
     return found
 
 
-def _bound(schema: Schema, owner: str, required: Iterable[str], facts: ModelFacts | None) -> None:
+def _bound(schema: Schema, owner: str, endpoint: Endpoint, facts: ModelFacts | None) -> None:
     """Add to a body's schema what holds beyond its types."""
     bounds, replacements = bounds_of(facts), replacements_of(facts)
     properties: dict[str, Schema] = schema["properties"]
@@ -253,11 +256,13 @@ def _bound(schema: Schema, owner: str, required: Iterable[str], facts: ModelFact
             properties[name] = each = _nullable(replacement) | _kept(each)
         elif name in bounds and not _is_boolean(each):
             _narrow(each, bounds[name])
-        if name in required:
+        if name in endpoint.required:
             properties[name] = _not_null(each)
-    schema["required"] = sorted(required)
-    if not schema["required"]:
-        del schema["required"]
+    schema.pop("required", None)
+    if endpoint.required:
+        schema["required"] = list(endpoint.required)
+    if endpoint.either:
+        schema["anyOf"] = [{"required": [name]} for name in endpoint.either]
 
 
 def _kept(schema: Mapping[str, Any]) -> Schema:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo import validation
+from octavo.grammar.bounds import MAX_CHOICES
+from octavo.request import StructuredOutputs
+from octavo.server.embeddings import MAX_INPUTS
 from octavo.server.protocol import MAX_BEST_OF, MAX_PROMPTS
 from octavo.server.tools import MAX_CALLS, MAX_TOOLS
 
@@ -102,26 +105,47 @@ def replacements_of(facts: ModelFacts | None) -> dict[str, Schema]:
         logprobs["maximum"] = facts.max_logprobs
     text: Schema = {"type": "string", "minLength": 1}
     stop: Schema = {"type": "string", "minLength": 1, "maxLength": validation.MAX_STOP_CHARS}
-    prompts = any_of(
-        text,
-        array(text, minItems=1, maxItems=MAX_PROMPTS),
-        array(ids, minItems=1),
-        array(array(ids, minItems=1), minItems=1, maxItems=MAX_PROMPTS),
-    )
+
+    def texts(most: int) -> Schema:
+        """A text, ids, or a list of either."""
+        several = {"minItems": 1, "maxItems": most}
+        many = array(text, **several), array(array(ids, minItems=1), **several)
+        return any_of(text, array(ids, minItems=1), *many)
+
     return {
         "model": model,
-        "prompt": prompts,
-        "input": prompts,
+        "CompletionBody.prompt": texts(MAX_PROMPTS),
+        "EmbeddingBody.input": texts(MAX_INPUTS),
         "tokens": array(ids),
         "messages": array({"$ref": "#/components/schemas/ChatMessage"}, minItems=1),
         "tools": array({"$ref": "#/components/schemas/Tool"}, maxItems=MAX_TOOLS),
         "stop": any_of(stop, array(stop, maxItems=validation.MAX_STOP_STRINGS)),
         "early_stopping": {"enum": [True, False, "never"]},
         "CompletionBody.logprobs": logprobs,
+        "response_format": {
+            "type": "object",
+            "properties": {"type": {"enum": ["text", "json_object", "json_schema", "structural_tag"]}},
+            "required": ["type"],
+        },
+        "structured_outputs": {
+            "type": "object",
+            "properties": {name: _STRUCTURED.get(name, {}) for name in StructuredOutputs.__struct_fields__},
+            "additionalProperties": False,
+            "minProperties": 1,
+        },
         "tool_choice": any_of({"enum": ["none", "auto", "required"]}, {"type": "object", "required": ["type"]}),
     }
 
 
+_TEXT: Schema = {"type": ["string", "null"], "minLength": 1}
+_STRUCTURED: Mapping[str, Schema] = {
+    "regex": _TEXT,
+    "grammar": _TEXT,
+    "choice": any_of(array({"type": "string"}, minItems=1, maxItems=MAX_CHOICES), {"type": "null"}),
+    "json_object": {"type": ["boolean", "null"]},
+    "whitespace_pattern": {"type": ["string", "null"]},
+    "disable_any_whitespace": {"type": ["boolean", "null"]},
+}
 _CALL: Schema = {
     "type": "object",
     "properties": {

@@ -76,7 +76,7 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> Iterator
     yield "<table><tr><th>Status<th>Reply<th></tr>"
     for status, reply in operation["responses"].items():
         kinds = "<br>".join(
-            f'{_type(media["schema"])} <span class="dim">{escape(kind)}</span>'
+            f'{_type(media["schema"]) if "schema" in media else ""} <span class="dim">{escape(kind)}</span>'
             for kind, media in reply["content"].items()
         )
         yield f"<tr><td>{status}<td>{kinds}<td>{escape(reply['description'])}</tr>"

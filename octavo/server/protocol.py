@@ -5,6 +5,7 @@ Every field may be null, which means its default.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any, TypeVar
 
@@ -146,6 +147,8 @@ class CompletionBody(GenerationBody, kw_only=True):
     def check(self) -> None:
         """As of the base class."""
         super().check()
+        if self.tools:
+            raise _unsupported("tools", "go with chat completions only", "Send messages to /v1/chat/completions.")
         if self.suffix:
             raise _unsupported("suffix", "is not supported", "Put it into the prompt.")
         if self.best_of is None:
@@ -211,6 +214,9 @@ def decode(body_decoder: msgspec.json.Decoder[Body], data: bytes) -> Body:
     try:
         return body_decoder.decode(data)
     except msgspec.ValidationError as error:
+        if "got `float`" in str(error):
+            with contextlib.suppress(msgspec.ValidationError):
+                return msgspec.convert(with_whole_numbers(msgspec.json.decode(data)), body_decoder.type, str_keys=True)
         message = str(error)
         found = _AT.search(message)
         path = found.group(1).lstrip(".") if found else ""
@@ -226,6 +232,17 @@ def decode(body_decoder: msgspec.json.Decoder[Body], data: bytes) -> Body:
         raise InvalidRequestError(
             f"The body is not valid JSON: {error}.", fix="Send an object in JSON (RFC 8259).", code="invalid_json"
         ) from None
+
+
+def with_whole_numbers(value: Any) -> Any:
+    """The same JSON, with 16 for 16.0: to JSON they are one number, and some clients write the latter."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 2**63 else value
+    if isinstance(value, list):
+        return [with_whole_numbers(each) for each in value]
+    if isinstance(value, dict):
+        return {key: with_whole_numbers(each) for key, each in value.items()}
+    return value
 
 
 def _unsupported(param: str, what: str, fix: str) -> InvalidRequestError:

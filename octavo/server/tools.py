@@ -109,7 +109,7 @@ def tool_request(tools: Any, tool_choice: Any, parallel_tool_calls: bool | None)
         return None
     if len(tools) > MAX_TOOLS:
         _refuse("tools", f"has {len(tools)} entries", f"At most {MAX_TOOLS} are taken.")
-    if len(orjson.dumps(tools)) > MAX_TOOLS_BYTES:
+    if _num_bytes(tools) > MAX_TOOLS_BYTES:
         _refuse("tools", "is too large", f"At most {MAX_TOOLS_BYTES} bytes are taken.")
     schemas: dict[str, Mapping[str, Any]] = {}
     strict = set()
@@ -133,6 +133,13 @@ def tool_request(tools: Any, tool_choice: Any, parallel_tool_calls: bool | None)
     )
 
 
+def _num_bytes(tools: Any) -> int:
+    try:
+        return len(orjson.dumps(tools))
+    except TypeError as error:
+        _refuse("tools", f"cannot be read: {error}", "Keep whole numbers within 64 bits.")
+
+
 def _function(tool: Any, where: str) -> tuple[str, Mapping[str, Any], bool]:
     """Name, schema of the parameters, and whether it is strict."""
     if not isinstance(tool, Mapping) or tool.get("type", "function") != "function":
@@ -144,9 +151,9 @@ def _function(tool: Any, where: str) -> tuple[str, Mapping[str, Any], bool]:
     name = function.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         _refuse(f"{where}.function.name", f"cannot be {str(name)[:80]!r}", "It has 1 to 64 of a-z, A-Z, 0-9, _ and -.")
-    if not isinstance(function.get("description") or "", str):
+    if not isinstance(function.get("description"), str | None):
         _refuse(f"{where}.function.description", "is no text", "Send a string.")
-    if not isinstance(function.get("strict") or False, bool):
+    if not isinstance(function.get("strict"), bool | None):
         _refuse(f"{where}.function.strict", "is no boolean", "Send true or false.")
     schema = function.get("parameters")
     if schema is None:

@@ -126,3 +126,42 @@ def test_while_it_loads_there_is_a_document_without_facts_of_the_model(start_ser
 
 def test_the_document_says_its_version():
     assert document()["openapi"] == "3.1.0"
+
+
+def test_whole_numbers_may_be_written_with_a_point_and_whole_numbers_only(server):
+    """To JSON, and so to the document's schemas, 2.0 is an integer."""
+    choice = server.post("/v1/completions", prompt="ab", max_tokens=2.0, n=1.0, logit_bias={"1": 1})["choices"][0]
+    assert choice["text"] == "ab"
+    assert server.post("/detokenize", tokens=[64.0, 65]) == {"prompt": "ab"}
+    for value in (2.5, 1e30, "2", True):
+        assert server.post("/v1/completions", 400, prompt="ab", max_tokens=value)["error"]["param"] == "max_tokens"
+
+
+def test_tools_with_giant_numbers_are_refused(server):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": 2**70}}}
+    messages = [{"role": "user", "content": "x"}]
+    assert server.post("/v1/chat/completions", 400, messages=messages, tools=[tool])["error"]["param"] == "tools"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": 0, "tool_calls": [{"function": {"name": "f"}}]},
+        {"role": "assistant", "content": [None], "tool_calls": [{"function": {"name": "f"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}]},
+        {"role": "user", "content": 5},
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
+def test_contents_that_are_no_text_are_refused_beside_calls_too(server, path, message):
+    error = server.post(path, 400, messages=[{"role": "user", "content": "x"}, message])["error"]
+    assert error["param"].startswith("messages[1].content")
+
+
+def test_what_completions_cannot_act_on_is_refused(server):
+    tool = {"type": "function", "function": {"name": "f"}}
+    assert server.post("/v1/completions", 400, prompt="x", tools=[tool])["error"]["param"] == "tools"
+    for flags in ({"strict": 0}, {"strict": ""}, {"description": 0}):
+        bad = {"type": "function", "function": {"name": "f", **flags}}
+        reply = server.post("/v1/chat/completions", 400, messages=[{"role": "user", "content": "x"}], tools=[bad])
+        assert reply["error"]["param"] == f"tools[0].function.{next(iter(flags))}"
