@@ -126,7 +126,8 @@ def served(command: list[str], environ: dict[str, str], port: int, log: Path) ->
             time.sleep(0.1)
         yield time.monotonic() - begin
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:

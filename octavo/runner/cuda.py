@@ -167,7 +167,9 @@ class CudaRunner:
         start = time.perf_counter()
         with recorded() as launches:
             self._run_each_path()
-        count = compile_all(launches)
+        compile_all(launches.values())
+        count = len(launches)
+        launches.clear()  # and with them the memory of their tensors
         with matrices_seen() as matrices:
             self._run_each_path()
         logger.info("%d kernels compiled or found in their cache: %.1f s", count, time.perf_counter() - start)

@@ -53,7 +53,7 @@ def record(calls: list[Callable[[], object]]) -> list[Compilable]:
         for call in calls:
             call()
     out: list[Compilable] = []
-    for kernel, _, args, kwargs in launches:
+    for kernel, _, args, kwargs in launches.values():
         options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
         named = {k: v for k, v in kwargs.items() if k not in _OPTIONS}
         out.append((kernel, dict(zip(kernel.arg_names, args, strict=False)) | named, options))

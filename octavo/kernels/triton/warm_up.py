@@ -7,7 +7,7 @@ Triton's compiler spends its time in LLVM and ptxas, outside the interpreter loc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -39,12 +39,14 @@ def _kind(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Inside, launches are noted instead of made."""
-    launches: list[Launch] = []
+def recorded() -> Iterator[dict[Any, Launch]]:
+    """Inside, launches are noted instead of made: the first of those that one compiled kernel serves, by their key.
+    Only its tensors are kept."""
+    launches: dict[Any, Launch] = {}
 
     def run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        launches.append(Launch(self, grid, args, kwargs))
+        launch = Launch(self, grid, args, kwargs)
+        launches.setdefault(launch.key(), launch)
 
     original = JITFunction.run
     JITFunction.run = run
@@ -54,16 +56,13 @@ def recorded() -> Iterator[list[Launch]]:
         JITFunction.run = original
 
 
-def compile_all(launches: list[Launch], workers: int = 8) -> int:
-    """Compile what the launches need, or find it in Triton's cache; returns how many kernels that are."""
-    different = {launch.key(): launch for launch in launches}
-    for launch in different.values():
+def compile_all(launches: Collection[Launch], workers: int = 8) -> None:
+    """Compile what the launches need, or find it in Triton's cache."""
+    for launch in launches:
         _ = launch.kernel.cache_key  # reads the sources, which is not made for several threads
     with ThreadPoolExecutor(workers, "octavo-compile") as pool:
         jobs = [
-            pool.submit(launch.kernel.warmup, *launch.args, grid=launch.grid, **launch.kwargs)
-            for launch in different.values()
+            pool.submit(launch.kernel.warmup, *launch.args, grid=launch.grid, **launch.kwargs) for launch in launches
         ]
         for job in jobs:
             job.result()
-    return len(different)
