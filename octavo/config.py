@@ -38,10 +38,12 @@ class ModelOptions:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
         "auto", "Compute type; auto is float32 on a CPU, the checkpoint's own on a GPU."
     )
-    quantization: Literal["auto", "none", "int8", "int4", "gguf"] = flag(
+    quantization: Literal["auto", "none", "int8", "int4", "gguf", "fp8", "fp8_per_tensor"] = flag(
         "auto",
-        "How matrices are held on a CPU: int8; int4 in blocks of 32; gguf keeps a file's 4-bit blocks and makes int8 "
-        "of the rest. auto is gguf for GGUF files, else none.",
+        "How matrices are held. On a CPU: int8; int4 in blocks of 32; gguf keeps a file's 4-bit blocks and makes int8 "
+        "of the rest. On a GPU: fp8 (e4m3, a scale for each output; fp8_per_tensor has one for each matrix), with "
+        "activations quantized token by token. auto is gguf for GGUF files, fp8 on a GPU for files that have it, "
+        "else none.",
     )
     max_model_len: int | None = flag(
         None,
@@ -61,8 +63,10 @@ class CacheOptions:
     """The paged KV memory."""
 
     block_size: int | None = flag(None, "Tokens a page holds; default 16 on a CPU, 64 on a GPU.", min=1, max=1024)
-    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
-        "auto", "Type of cached keys and values; auto is the compute type (bfloat16 beside int8 weights)."
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3"] = flag(
+        "auto",
+        "Type of cached keys and values; auto is the compute type (bfloat16 beside int8 weights). fp8, on a GPU, is "
+        "e4m3 with the checkpoint's scales or 1; fp8_e4m3 is another name for it.",
     )
     kv_cache_memory_bytes: int | None = flag(
         None,
@@ -103,6 +107,10 @@ class DeviceOptions:
     )
     shared_prefix_attention: bool = flag(
         True, "Read pages that several sequences of a step share once, where that pays (GPU, head sizes up to 128)."
+    )
+    batch_invariant: bool = flag(
+        False,
+        "The same logprobs, to the bit, whatever else is in the batch and however a prompt is cut; slower.",
     )
     enforce_eager: bool = flag(False, "No CUDA graphs: the simple path, for finding faults.")
     native_kernels: bool = flag(True, "Use the compiled CPU kernels; without them, plain torch.")

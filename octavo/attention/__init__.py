@@ -30,9 +30,36 @@ class AttentionMetadata:
 
 
 def attend(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, metadata: AttentionMetadata, scale: float
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """q [T, num_heads, head_dim] → the same shape; see `octavo.kernels.paged_attention`."""
+    """q [T, num_heads, head_dim] → the same shape; see `octavo.kernels.paged_attention`.
+
+    Pages of e4m3, which have `kv_scales`, are served on a GPU only.
+    """
     return paged_attention(
         q, k_cache, v_cache, metadata.block_table, metadata.query_start_loc, metadata.seq_lens, scale
+    )
+
+
+def attend_alone(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """As `attend`, with every token computed as if it were decoded: a prompt's come out the same, to the bit."""
+    if metadata.max_query_len <= 1:
+        return attend(q, k_cache, v_cache, metadata, scale, kv_scales)
+    counts = metadata.query_start_loc.diff()
+    row = torch.repeat_interleave(torch.arange(len(counts)), counts.long())
+    starts = torch.arange(len(row) + 1, dtype=torch.int32)
+    return paged_attention(
+        q, k_cache, v_cache, metadata.block_table[row], starts, (metadata.positions + 1).to(torch.int32), scale
     )

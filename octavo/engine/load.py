@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from octavo.attention import attend
+from octavo.attention import attend, attend_alone
 from octavo.attention.fa3 import choose_fa3
 from octavo.config import EngineConfig
 from octavo.engine.info import EngineInfo
@@ -61,18 +61,21 @@ def load(options: EngineConfig, timer: PhaseTimer) -> Loaded:
         check_supported(config.architecture)
         quantization = choose_quantization(options, checkpoint, device)
         dtype = choose_dtype(options, config, device)
-        kv_dtype = choose_kv_dtype(options, dtype, quantization)
+        kv_dtype = choose_kv_dtype(options, dtype, quantization, device)
         if options.model.load_format == "dummy":  # drawn where they are used: a large model in no time
             checkpoint = dataclasses.replace(checkpoint, weights=DummySource(options.model.seed, device, dtype))
         limits = StepLimits.of(options, device)
         page_size = options.cache.block_size or (64 if device.type == "cuda" else 16)
-        budget = kv_budget(options, config, device, dtype, limits, weights_loaded=False)
+        weight_bytes = count_weight_bytes(config, quantization, dtype)
+        budget = kv_budget(options, config, device, dtype, limits, still_to_load=weight_bytes)
         plan_memory(
             config, options, kv_dtype, page_size, 0, budget
         )  # refuses impossible options before minutes of loading
-        model, weight_bytes = _load_weights(config, options, checkpoint, quantization, dtype, device, timer)
+        model = _load_weights(config, options, checkpoint, quantization, dtype, device, timer)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what loading held beside the weights is for pages
     with timer.phase("allocate the KV cache"):
-        budget = kv_budget(options, config, device, dtype, limits, weights_loaded=True)
+        budget = kv_budget(options, config, device, dtype, limits)
         memory = plan_memory(config, options, kv_dtype, page_size, weight_bytes, budget)
         runner = _build_runner(model, config, options, memory, kv_dtype, page_size, device, limits)
     if isinstance(runner, Runner):
@@ -136,28 +139,61 @@ def choose_dtype(options: EngineConfig, config: ModelConfig, device: torch.devic
 
 
 def choose_quantization(options: EngineConfig, checkpoint: Checkpoint, device: torch.device) -> str:
-    """auto means gguf for GGUF files on a CPU (they are quantized already), none for all others.
+    """auto means what the file has where it is fast: gguf on a CPU, fp8 on a GPU ("fp8_checkpoint"); else none.
 
     Raises:
-        ConfigError: a scheme on a GPU, where there are no kernels for it.
+        ConfigError: there are no kernels for the scheme on this device.
     """
     asked = options.model.quantization
     if device.type == "cuda":
-        if asked not in ("auto", "none"):
+        if asked in ("int8", "int4", "gguf"):
             raise ConfigError(
-                f"--quantization {asked} is for CPUs.", fix="Leave it out on a GPU.", param="quantization"
+                f"--quantization {asked} is for CPUs.", fix="Use fp8 on a GPU, or leave it out.", param="quantization"
             )
-        return "none"
+        if asked.startswith("fp8"):
+            check_fp8(device, f"--quantization {asked}", "quantization")
+        if asked == "auto" and checkpoint.fp8:
+            return "fp8_checkpoint" if has_fp8(device) else "none"
+        return "none" if asked == "auto" else asked
     if asked != "auto":
         return asked
     return "gguf" if checkpoint.gguf is not None else "none"
 
 
-def choose_kv_dtype(options: EngineConfig, dtype: torch.dtype, quantization: str) -> torch.dtype:
-    """auto means the compute type beside plain weights, bfloat16 beside quantized ones."""
-    if options.cache.kv_cache_dtype != "auto":
-        return _DTYPES[options.cache.kv_cache_dtype]
-    return dtype if quantization == "none" else torch.bfloat16
+def has_fp8(device: torch.device) -> bool:
+    """Whether a GPU multiplies and converts e4m3 (Ada, Hopper and newer)."""
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def check_fp8(device: torch.device, what: str, param: str) -> None:
+    """Raises ConfigError on a GPU that is too old for `what`."""
+    if not has_fp8(device):
+        raise ConfigError(
+            f"{what} needs a GPU of compute capability 8.9 or newer; this is {torch.cuda.get_device_name(device)}.",
+            fix="Leave it out on this GPU.",
+            param=param,
+        )
+
+
+def choose_kv_dtype(options: EngineConfig, dtype: torch.dtype, quantization: str, device: torch.device) -> torch.dtype:
+    """auto means the compute type on a GPU and beside plain weights, bfloat16 beside a CPU's quantized ones.
+
+    Raises:
+        ConfigError: fp8 where there are no kernels for it.
+    """
+    asked = options.cache.kv_cache_dtype
+    if asked in ("fp8", "fp8_e4m3"):
+        if device.type != "cuda":
+            raise ConfigError(
+                f"--kv-cache-dtype {asked} is for GPUs.",
+                fix="Use bfloat16 or float16 on a CPU, which halve the cache.",
+                param="kv_cache_dtype",
+            )
+        check_fp8(device, f"--kv-cache-dtype {asked}", "kv_cache_dtype")
+        return torch.float8_e4m3fn
+    if asked != "auto":
+        return _DTYPES[asked]
+    return dtype if quantization == "none" or device.type == "cuda" else torch.bfloat16
 
 
 def _load_weights(
@@ -168,8 +204,7 @@ def _load_weights(
     dtype: torch.dtype,
     device: torch.device,
     timer: PhaseTimer,
-) -> tuple[Llama, int]:
-    """The model, and the bytes that its weights take."""
+) -> Llama:
     total, taken = max(1, count_parameters(config)), 0
     with timer.phase("load the weights") as report:
 
@@ -178,11 +213,19 @@ def _load_weights(
             taken += count
             report(min(1.0, taken / total))
 
-        ctx = LayerContext(checkpoint.weights, device, dtype, schemes(quantization), progress=progress)
+        held = schemes(quantization, invariant=options.device.batch_invariant)
+        ctx = LayerContext(checkpoint.weights, device, dtype, held, progress=progress)
         with torch.inference_mode():
-            model = build_model(config, ctx)
-    weights_each = {"none": dtype.itemsize, "int4": 0.625}.get(quantization, 1)
-    return model, int(taken * weights_each)
+            return build_model(config, ctx)
+
+
+def count_weight_bytes(config: ModelConfig, quantization: str, dtype: torch.dtype) -> int:
+    """What the weights take, but for scales; fp8 leaves embedding and output head in the compute type."""
+    total = count_parameters(config)
+    if quantization.startswith("fp8"):
+        ends = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+        return total - ends + ends * dtype.itemsize
+    return int(total * {"none": dtype.itemsize, "int4": 0.625}.get(quantization, 1))
 
 
 def count_parameters(config: ModelConfig) -> int:
@@ -201,14 +244,17 @@ def kv_budget(
     dtype: torch.dtype,
     limits: StepLimits,
     *,
-    weights_loaded: bool,
+    still_to_load: int = 0,
 ) -> int | None:
-    """Bytes of a GPU that KV pages may take: its share, less what is in use, less what a step needs. None on a CPU."""
+    """Bytes of a GPU that KV pages may take: its share, less what is in use, less what a step needs. None on a CPU.
+
+    Args:
+        still_to_load: bytes of weights that are not on the device yet.
+    """
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    weights = 0 if weights_loaded else count_parameters(config) * dtype.itemsize
-    available = int(total * options.cache.gpu_memory_utilization) - (total - free) - weights
+    available = int(total * options.cache.gpu_memory_utilization) - (total - free) - still_to_load
     return available - step_bytes(config, limits, dtype)
 
 
@@ -218,6 +264,22 @@ def step_bytes(config: ModelConfig, limits: StepLimits, dtype: torch.dtype) -> i
     activations = limits.max_num_batched_tokens * widest * dtype.itemsize
     sampler = limits.max_num_seqs * config.vocab_size * (4 + 2 + 2 * dtype.itemsize)
     return activations + sampler + (1 << 30)
+
+
+def choose_backend(options: EngineConfig) -> str:
+    """Of prompt attention; batch-invariant mode has kernels of its own.
+
+    Raises:
+        ConfigError: another one is asked for beside it.
+    """
+    asked = options.device.attention_backend
+    if options.device.batch_invariant and asked == "fa3":
+        raise ConfigError(
+            "--attention-backend fa3 is not batch invariant.",
+            fix="Leave one of --attention-backend and --batch-invariant out.",
+            param="attention_backend",
+        )
+    return "triton" if options.device.batch_invariant else asked
 
 
 def _build_runner(
@@ -231,13 +293,15 @@ def _build_runner(
     limits: StepLimits,
 ) -> Runner | CudaRunner:
     shape = (memory.num_pages, config.num_key_value_heads, page_size, config.head_dim)
-    kv_caches = [
-        (torch.zeros(shape, dtype=kv_dtype, device=device), torch.zeros(shape, dtype=kv_dtype, device=device))
-        for _ in range(config.num_hidden_layers)
-    ]
+    stored = torch.uint8 if kv_dtype == torch.float8_e4m3fn else kv_dtype  # zero is the same in both
+
+    def pages() -> torch.Tensor:
+        return torch.zeros(shape, dtype=stored, device=device).view(kv_dtype)
+
+    kv_caches = [(pages(), pages()) for _ in range(config.num_hidden_layers)]
     table = cos_sin_table(config.rope, config.head_dim, memory.max_model_len, config.max_position_embeddings)
     fa3 = choose_fa3(
-        options.device.attention_backend,
+        choose_backend(options),
         device,
         kv_dtype,
         num_heads=config.num_attention_heads,
@@ -258,6 +322,7 @@ def _build_runner(
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,
             max_model_len=memory.max_model_len,
+            batch_invariant=options.device.batch_invariant,
         )
         return CudaRunner(
             model,
@@ -273,7 +338,7 @@ def _build_runner(
         model,
         kv_caches,
         table,
-        attend,
+        attend_alone if options.device.batch_invariant else attend,
         max_num_seqs=limits.max_num_seqs,
         max_model_len=memory.max_model_len,
         vocab_size=config.vocab_size,
@@ -295,6 +360,8 @@ def _info(
     timer: PhaseTimer,
 ) -> EngineInfo:
     notes = list(memory.notes)
+    if device.type == "cpu" and quantization.startswith("fp8"):
+        notes.append("fp8 on a CPU is the reference of a GPU's kernels, exact and slow: int8 is the fast path.")
     if device.type == "cpu" and not native.available():
         notes.append(f"Compiled CPU kernels are off ({native.reason()}): this is the slower path.")
     return EngineInfo(

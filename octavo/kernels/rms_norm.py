@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from octavo.kernels import native
+from octavo.kernels.fp8 import QuantizedRows, quantize_rows
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -34,3 +35,17 @@ def add_rms_norm(
         return native.rms_norm(x, residual, weight, eps), residual
     total = x + residual
     return rms_norm(total, weight, eps), total
+
+
+def add_rms_norm_e4m3(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[QuantizedRows, torch.Tensor]:
+    """(the norm as e4m3 rows, x + residual); `residual` may be overwritten, or None."""
+    if x.is_cuda:
+        from octavo.kernels.triton import rms_norm as triton
+        from octavo.kernels.triton.launch import use_pdl
+
+        rows = QuantizedRows(*triton.rms_norm_fp8(x, residual, weight, eps, pdl=use_pdl(x.device)))
+        return rows, x if residual is None else residual
+    total = x if residual is None else x + residual
+    return quantize_rows(rms_norm(total, weight, eps)), total

@@ -17,6 +17,7 @@ def rope_and_cache(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Rotate, write k and v, return q.
 
@@ -26,6 +27,7 @@ def rope_and_cache(
         positions: int32 [T].
         slot_mapping: int64 [T], page * page_size + offset; -1 writes nothing.
         k_cache, v_cache: [num_pages, num_kv_heads, page_size, head_dim], of any float type.
+        kv_scales: on a GPU, with pages of e4m3, float32 [num_kv_heads] each: key = stored * scale.
 
     Returns:
         q, rotated: [T, num_heads, head_dim].
@@ -35,7 +37,17 @@ def rope_and_cache(
         from octavo.kernels.triton.launch import use_pdl
 
         where = (cos_sin, positions, slot_mapping, k_cache, v_cache)
-        return triton.rope_and_cache(qkv, *where, num_heads, num_kv_heads, head_dim, pdl=use_pdl(qkv.device))
+        k_scale, v_scale = kv_scales or (None, None)
+        return triton.rope_and_cache(
+            qkv,
+            *where,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            k_scale=k_scale,
+            v_scale=v_scale,
+            pdl=use_pdl(qkv.device),
+        )
     if native.usable(qkv, cos_sin) and native.usable_caches(k_cache, v_cache):
         return native.rope_and_cache(
             qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, num_heads, num_kv_heads, head_dim

@@ -6,11 +6,13 @@ import math
 
 import torch
 
+from octavo.errors import ModelFileError
 from octavo.kernels.rope_and_cache import rope_and_cache
-from octavo.layers.batch import ForwardBatch
+from octavo.layers.batch import ForwardBatch, KVScales
 from octavo.layers.context import LayerContext
-from octavo.layers.linear import Linear
+from octavo.layers.linear import Activation, Linear
 from octavo.model_config import ModelConfig
+from octavo.quant import Form
 
 
 class Attention:
@@ -25,10 +27,31 @@ class Attention:
         self.out = Linear(ctx, {"o_proj": config.hidden_size}, q_size, config.attention_bias)
         self.index = index
         self.scale = 1 / math.sqrt(self.head_dim)
+        self.kv_scales: KVScales = self._kv_scale(ctx, "k"), self._kv_scale(ctx, "v")
 
-    def __call__(self, x: torch.Tensor, batch: ForwardBatch, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    def _kv_scale(self, ctx: LayerContext, which: str) -> torch.Tensor:
+        """float32 [num_kv_heads]: the checkpoint's scale for e4m3 pages, under the names that tools give it, or 1."""
+        names = [f"{which}_scale", f"{which}_proj.{which}_scale", f"{which}_proj.output_scale"]
+        found = next((name for name in names if ctx.has(name)), None)
+        if found is None:
+            return torch.ones(self.num_kv_heads, device=ctx.device)
+        scale = ctx.source.get(f"{ctx.prefix}{found}").float().flatten()
+        if len(scale) not in (1, self.num_kv_heads) or not (scale > 0).all() or not scale.isfinite().all():
+            raise ModelFileError(
+                f"{ctx.prefix}{found} has to be 1 or {self.num_kv_heads} positive numbers.",
+                fix="Download the model again, or make it anew.",
+            )
+        return scale.expand(self.num_kv_heads).contiguous().to(ctx.device)
+
+    @property
+    def form(self) -> Form:
+        """How the norm before may hand its rows over."""
+        return self.qkv.form
+
+    def __call__(self, x: Activation, batch: ForwardBatch, wanted: torch.Tensor | None = None) -> torch.Tensor:
         """x [T, hidden] → [T, hidden], or [S, hidden] of the wanted tokens [S]."""
         k_cache, v_cache = batch.kv_caches[self.index]
+        scales = self.kv_scales if k_cache.dtype == torch.float8_e4m3fn else None
         q = rope_and_cache(
             self.qkv(x),
             batch.cos_sin,
@@ -39,7 +62,8 @@ class Attention:
             self.num_heads,
             self.num_kv_heads,
             self.head_dim,
+            scales,
         )
-        attended = batch.attend(q, k_cache, v_cache, batch.metadata, self.scale)
-        attended = attended.view(x.shape[0], self.num_heads * self.head_dim)
+        attended = batch.attend(q, k_cache, v_cache, batch.metadata, self.scale, scales)
+        attended = attended.view(q.shape[0], self.num_heads * self.head_dim)
         return self.out(attended if wanted is None else attended[wanted])

@@ -9,7 +9,10 @@ import torch
 
 from octavo.attention import AttentionMetadata
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMetadata, float], torch.Tensor]
+KVScales = tuple[torch.Tensor, torch.Tensor]
+"""Of pages of e4m3, float32 [num_kv_heads] each: key = stored * first, value = stored * second."""
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMetadata, float, KVScales | None], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)

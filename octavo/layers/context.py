@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from octavo.quant import LinearParams, LinearScheme, Schemes
-from octavo.weights.source import FourBit, WeightSource, check_shape
+from octavo.weights.source import E4M3, FourBit, WeightSource, check_shape
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,30 +57,57 @@ class LayerContext:
         """The same, in the compute type on the device."""
         return self.take(name, shape).to(device=self.device, dtype=self.dtype)
 
-    def matrix(self, parts: dict[str, int], in_features: int, bias: bool = False) -> tuple[LinearScheme, LinearParams]:
+    def matrix(
+        self, parts: dict[str, int], in_features: int, bias: bool = False, *, head: bool = False
+    ) -> tuple[LinearScheme, LinearParams]:
         """A matrix of stacked parts, and the scheme that holds it.
 
         Args:
             parts: child name → number of rows, as {"q_proj": 576, "k_proj": 192}; "" is this place itself.
             bias: whether the parts have biases.
+            head: whether it is the output head, or an embedding tied to it.
         """
         at = {f"{name}." if name else "": rows for name, rows in parts.items()}
         biases = [self.take(f"{name}bias", (rows,)) for name, rows in at.items()] if bias else []
         all_biases = torch.cat(biases) if biases else None
-        scheme = self.schemes.for_four_bit
-        if scheme is not None:
-            stored = [self.source.four_bit(f"{self.prefix}{name}weight") for name in at]
-            blocks = [part for part in stored if part is not None]
-            if len(blocks) == len(stored):
-                for part, rows in zip(blocks, at.values(), strict=True):
-                    check_shape(self.prefix, tuple(part.q.shape), (rows, in_features))
-                    self.progress(part.q.numel())
-                return scheme, scheme.make_from_blocks(_stack(blocks), all_biases)
+        held = self._as_stored(at, in_features, all_biases)
+        if held is not None:
+            return held
         matrices = [self.take(f"{name}weight", (rows, in_features)) for name, rows in at.items()]
         weight = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-        usual = self.schemes.usual
-        return usual, usual.make(weight, all_biases, device=self.device, dtype=self.dtype)
+        scheme = (self.schemes.for_head if head else None) or self.schemes.usual
+        return scheme, scheme.make(weight, all_biases, device=self.device, dtype=self.dtype)
+
+    def _as_stored(
+        self, at: dict[str, int], in_features: int, bias: torch.Tensor | None
+    ) -> tuple[LinearScheme, LinearParams] | None:
+        """The matrix of parts that are quantized already, if a scheme takes all of them as they are."""
+        four_bit, floats = self.schemes.for_four_bit, self.schemes.for_e4m3
+        if four_bit is not None:
+            blocks = self._all_of([self.source.four_bit(f"{self.prefix}{name}weight") for name in at])
+            if blocks is not None:
+                self._check_parts([part.q for part in blocks], at, in_features)
+                return four_bit, four_bit.make_from_blocks(FourBit(*_stack(blocks)), bias)
+        if floats is not None:
+            stored = self._all_of([self.source.e4m3(f"{self.prefix}{name}weight") for name in at])
+            if stored is not None:
+                self._check_parts([part.values for part in stored], at, in_features)
+                bytes_of = [(part.values.view(torch.uint8), part.scale) for part in stored]
+                values, scale = _stack(bytes_of)
+                whole = E4M3(values.view(torch.float8_e4m3fn), scale)
+                return floats, floats.make_from_e4m3(whole, bias, device=self.device, dtype=self.dtype)
+        return None
+
+    @staticmethod
+    def _all_of(parts: list[T | None]) -> list[T] | None:
+        found = [part for part in parts if part is not None]
+        return found if len(found) == len(parts) else None
+
+    def _check_parts(self, parts: list[torch.Tensor], at: dict[str, int], in_features: int) -> None:
+        for part, rows in zip(parts, at.values(), strict=True):
+            check_shape(self.prefix, tuple(part.shape), (rows, in_features))
+            self.progress(part.numel())
 
 
-def _stack(parts: list[FourBit]) -> FourBit:
-    return parts[0] if len(parts) == 1 else FourBit(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+def _stack(parts: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(columns) for columns in zip(*parts, strict=True))

@@ -19,7 +19,7 @@ class Embedding:
         self.scheme: LinearScheme
         self.params: LinearParams
         if config.tie_word_embeddings:
-            self.scheme, self.params = ctx.matrix({"": config.vocab_size}, config.hidden_size)
+            self.scheme, self.params = ctx.matrix({"": config.vocab_size}, config.hidden_size, head=True)
         else:
             self.scheme = ctx.schemes.usual.plain()
             weight = ctx.take("weight", (config.vocab_size, config.hidden_size))
@@ -37,7 +37,7 @@ class OutputHead:
         if config.tie_word_embeddings:
             self.scheme, self.params = embedding.scheme, embedding.params
         else:
-            self.scheme, self.params = ctx.matrix({"": config.vocab_size}, config.hidden_size)
+            self.scheme, self.params = ctx.matrix({"": config.vocab_size}, config.hidden_size, head=True)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size]."""

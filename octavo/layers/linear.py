@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from octavo.kernels.fp8 import QuantizedRows
 from octavo.layers.context import LayerContext
+from octavo.quant import Form
+
+Activation = torch.Tensor | QuantizedRows
+"""Rows on their way from a norm or a gate into a `Linear`, which alone looks inside."""
 
 
 class Linear:
@@ -22,6 +27,11 @@ class Linear:
         self.in_features = in_features
         self.scheme, self.params = ctx.matrix(parts, in_features, bias)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def form(self) -> Form:
+        """How the layer before may hand its rows over."""
+        return self.scheme.form
+
+    def __call__(self, x: Activation) -> torch.Tensor:
         """x [T, in_features] → [T, out_features]."""
         return self.scheme.apply(x, self.params)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from octavo.kernels.silu_and_mul import silu_and_mul
+from octavo.kernels.silu_and_mul import silu_and_mul, silu_and_mul_e4m3
 from octavo.layers.context import LayerContext
-from octavo.layers.linear import Linear
+from octavo.layers.linear import Activation, Linear
 from octavo.model_config import ModelConfig
+from octavo.quant import Form
 
 
 class GatedMLP:
@@ -18,6 +19,12 @@ class GatedMLP:
         self.gate_up = Linear(ctx, {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias)
         self.down = Linear(ctx, {"down_proj": hidden}, inner, config.mlp_bias)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def form(self) -> Form:
+        """How the norm before may hand its rows over."""
+        return self.gate_up.form
+
+    def __call__(self, x: Activation) -> torch.Tensor:
         """x [T, hidden] → [T, hidden]."""
-        return self.down(silu_and_mul(self.gate_up(x)))
+        gate_up = self.gate_up(x)
+        return self.down(silu_and_mul_e4m3(gate_up) if self.down.form == "e4m3" else silu_and_mul(gate_up))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from octavo.kernels.rms_norm import add_rms_norm, rms_norm
+from octavo.kernels.rms_norm import add_rms_norm, add_rms_norm_e4m3, rms_norm
 from octavo.layers.context import LayerContext
+from octavo.layers.linear import Activation
+from octavo.quant import Form
 
 
 class RMSNorm:
@@ -14,6 +16,12 @@ class RMSNorm:
     def __init__(self, ctx: LayerContext, size: int, eps: float):
         self.weight = ctx.parameter("weight", (size,))
         self.eps = eps
+
+    def into(self, form: Form, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[Activation, torch.Tensor]:
+        """As a call, for `Linear` layers of that form, which are all that reads the norm."""
+        if form == "e4m3":
+            return add_rms_norm_e4m3(x, residual, self.weight, self.eps)
+        return self(x, residual)
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """x [T, H], residual [T, H] or None → (norm(x + residual), x + residual)."""

@@ -29,12 +29,12 @@ class LlamaLayer:
         batch: ForwardBatch,
         wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        x, residual = self.attn_norm(x, residual)
-        x = self.attn(x, batch, wanted)
+        normed, residual = self.attn_norm.into(self.attn.form, x, residual)
+        x = self.attn(normed, batch, wanted)
         if wanted is not None:
             residual = residual[wanted]
-        x, residual = self.mlp_norm(x, residual)
-        return self.mlp(x), residual
+        normed, residual = self.mlp_norm.into(self.mlp.form, x, residual)
+        return self.mlp(normed), residual
 
 
 class Llama:

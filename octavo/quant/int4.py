@@ -13,6 +13,7 @@ import torch
 
 from octavo.errors import ConfigError
 from octavo.kernels import native
+from octavo.quant import Form
 from octavo.quant.int8 import quantize_rows
 from octavo.quant.plain import Plain
 from octavo.weights.source import FourBit
@@ -88,6 +89,8 @@ def dequantize(blocks: FourBit) -> torch.Tensor:
 
 class Int4:
     """A compiled kernel where there is one; the torch reference unpacks a matrix at each use, which is slow."""
+
+    form: Form = "plain"
 
     def make(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, device: torch.device, dtype: torch.dtype

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from octavo.kernels import native
+from octavo.quant import Form
 from octavo.quant.plain import Plain
 
 
@@ -36,6 +37,8 @@ def quantize_rows(x: torch.Tensor, limit: int = 127) -> tuple[torch.Tensor, torc
 
 class Int8:
     """Compiled kernels where there are any; the torch reference is as exact, but slow."""
+
+    form: Form = "plain"
 
     def make(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, device: torch.device, dtype: torch.dtype

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 
 from octavo.kernels import native
+from octavo.kernels.batch_invariant import invariant_linear
 from octavo.kernels.linear import linear
-from octavo.quant import LinearScheme
+from octavo.quant import Form, LinearScheme
 
 
 class PlainParams(NamedTuple):
@@ -19,7 +20,16 @@ class PlainParams(NamedTuple):
 
 
 class Plain:
-    """A plain product."""
+    """A plain product.
+
+    Args:
+        invariant: one that is the same, to the bit, in any batch.
+    """
+
+    form: Form = "plain"
+
+    def __init__(self, *, invariant: bool = False):
+        self._linear = invariant_linear if invariant else linear
 
     def make(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, device: torch.device, dtype: torch.dtype
@@ -27,7 +37,7 @@ class Plain:
         return PlainParams(weight.to(device, dtype), None if bias is None else bias.to(device, dtype))
 
     def apply(self, x: torch.Tensor, params: PlainParams) -> torch.Tensor:
-        return linear(x, params.weight, params.bias)
+        return self._linear(x, params.weight, params.bias)
 
     def rows(self, ids: torch.Tensor, params: PlainParams) -> torch.Tensor:
         if native.usable(params.weight) and ids.is_contiguous():

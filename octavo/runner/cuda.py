@@ -18,8 +18,10 @@ import torch
 
 from octavo.attention import AttentionMetadata
 from octavo.attention.fa3 import Fa3Extend
+from octavo.kernels.batch_invariant import row_logsumexp
 from octavo.kernels.linear import FEW
 from octavo.kernels.triton.copy_pages import PageCopier
+from octavo.kernels.triton.invariant_attention import InvariantAttention
 from octavo.kernels.triton.launch import use_pdl
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
 from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend
@@ -28,7 +30,7 @@ from octavo.kernels.triton.process_logits import process_logits
 from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.warm_up import compile_all, recorded
 from octavo.kernels.tuned_linear import matrices_seen, tune
-from octavo.layers.batch import ForwardBatch
+from octavo.layers.batch import Attend, ForwardBatch, KVScales
 from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.runner.failure import failed_result
 from octavo.runner.pooling import Pooler
@@ -43,12 +45,33 @@ logger = logging.getLogger(__name__)
 
 FEW_ROWS = 8
 Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, torch.Tensor], None]
+AttendRows = Callable[..., None]  # some rows of a layer's attention, as `PagedDecode.__call__` without its plan
 
 
-def tuning(rows: int, shape: DeviceShape) -> dict[str, int]:
-    """The kernel's measured tuning, where it was measured."""
-    return decode_tuning(rows) if shape.head_dim <= 128 and shape.page_size >= 64 else {}
+def tuning(rows: int, shape: DeviceShape, fp8: bool) -> dict[str, int]:
+    """The kernel's measured tuning, where it was measured; `fp8`: for pages of e4m3."""
+    return decode_tuning(rows, fp8) if shape.head_dim <= 128 and shape.page_size >= 64 else {}
+
+
+def attention_of(*parts: AttendRows | None) -> Attend:
+    """A layer's attention from what attends for some of the rows each."""
+
+    def attend(
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        _: AttentionMetadata,
+        scale: float,
+        kv_scales: KVScales | None,
+    ) -> torch.Tensor:
+        out = torch.empty_like(q)
+        pages = {} if kv_scales is None else {"k_scale": kv_scales[0], "v_scale": kv_scales[1]}
+        for part in parts:
+            if part is not None:
+                part(q, keys, values, scale, out, **pages)
+        return out
+
+    return attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +153,18 @@ class CudaRunner:
             "head_dim": shape.head_dim,
             "page_size": shape.page_size,
         }
+        fp8 = kv_caches[0][0].dtype == torch.float8_e4m3fn
         self._decodes = {
-            rows: PagedDecode(**heads, max_rows=rows, device=device, **tuning(rows, shape))
+            rows: PagedDecode(**heads, max_rows=rows, device=device, **tuning(rows, shape, fp8))
             for rows in sorted({min(FEW_ROWS, shape.max_num_seqs), shape.max_num_seqs})
         }
         self._shared: SharedPages | None = None
-        if share and shape.head_dim <= MAX_HEAD_DIM and shape.max_num_seqs >= FEWEST_ROWS:
+        self._invariant: InvariantAttention | None = None
+        if shape.batch_invariant:
+            self._invariant = InvariantAttention(**heads, max_keys=shape.max_model_len, device=device)
+            self._single_tiles = torch.zeros(shape.max_num_seqs, 2, dtype=torch.int32, device=device)
+            self._single_tiles[:, 0] = torch.arange(shape.max_num_seqs)
+        elif share and shape.head_dim <= MAX_HEAD_DIM and shape.max_num_seqs >= FEWEST_ROWS:
             self._shared = SharedPages(
                 **heads,
                 max_rows=shape.max_num_seqs,
@@ -198,7 +227,8 @@ class CudaRunner:
         with torch.inference_mode():
             for size in {1, min(FEW_ROWS + 1, shape.max_num_seqs), shape.max_num_seqs}:
                 for shared in {False, self._shared is not None}:
-                    self._decode_step(size, shared)
+                    logits = self._decode_step(size, shared)
+            row_logsumexp(logits.float())
             for singles in {min(1, shape.max_num_seqs - 1), min(FEW_ROWS, shape.max_num_seqs - 1)}:
                 plan = _plan_of_nothing(singles, min(64, shape.max_num_batched_tokens - singles))
                 size = self._pack(plan, buffers.host_packed[0])
@@ -296,21 +326,16 @@ class CudaRunner:
         """Everything of a step of `size` single-token rows that all sample; this is what a graph holds."""
         buffers = self._buffers
         metadata = self._prepare(size, size, 1)
-        decode = self._plan_decode(metadata, shared)
-
-        def attend(
-            q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, _: AttentionMetadata, scale: float
-        ) -> torch.Tensor:
-            out = torch.empty_like(q)
-            decode(q, keys, values, scale, out)
-            return out
-
+        if self._invariant is not None:
+            attend = attention_of(self._plan_tiles(self._invariant, metadata, self._single_tiles[:size]))
+        else:
+            attend = attention_of(self._plan_decode(metadata, shared))
         hidden = self._model.hidden_states(self._batch(metadata, attend))
         logits = self._model.logits(hidden)
         self._sample(logits, buffers.samples[:, :size])
         return logits
 
-    def _plan_decode(self, metadata: AttentionMetadata, shared: bool) -> Attend:
+    def _plan_decode(self, metadata: AttentionMetadata, shared: bool) -> AttendRows:
         """What attends for the rows of one token; with sharing, of the groups that were sent last."""
         decode, pdl = self._decode_for(len(metadata.seq_lens)), use_pdl(self._device)
         where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc)
@@ -319,10 +344,18 @@ class CudaRunner:
             kernel.plan()
         decode.plan(*where[1:], kernel.state[0] if kernel is not None else None)
 
-        def attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, out: torch.Tensor) -> None:
+        def attend(
+            q: torch.Tensor,
+            keys: torch.Tensor,
+            values: torch.Tensor,
+            scale: float,
+            out: torch.Tensor,
+            **pages: torch.Tensor,
+        ) -> None:
             if kernel is not None:
-                kernel(q, keys, values, where[0], scale, pdl=pdl)
-            decode(q, keys, values, *where, scale, out, shared=kernel.state if kernel is not None else None, pdl=pdl)
+                kernel(q, keys, values, where[0], scale, k_scale=pages.get("k_scale"), pdl=pdl)
+            state = kernel.state if kernel is not None else None
+            decode(q, keys, values, *where, scale, out, shared=state, pdl=pdl, **pages)
 
         return attend
 
@@ -333,20 +366,13 @@ class CudaRunner:
         buffers = self._buffers
         longest = int(plan.query_lens.max())
         metadata = self._prepare(plan.num_tokens, len(plan.rows), longest)
-        decode = self._plan_decode(metadata, shared)
-        singles = int((plan.query_lens == 1).sum())  # they come first
-        extend = self._plan_extend(plan, metadata, singles)
-
-        def attend(
-            q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, _: AttentionMetadata, scale: float
-        ) -> torch.Tensor:
-            out = torch.empty_like(q)
-            if singles:
-                decode(q, keys, values, scale, out)
-            if extend is not None:
-                extend(q, keys, values, scale, out)
-            return out
-
+        if self._invariant is not None:
+            tiles = plan_extend(plan.query_lens, plan.context_lens, self._invariant.tokens_per_tile)
+            attend = attention_of(self._plan_tiles(self._invariant, metadata, self._send_tiles(tiles)))
+        else:
+            singles = int((plan.query_lens == 1).sum())  # they come first
+            decode = self._plan_decode(metadata, shared) if singles else None
+            attend = attention_of(decode, self._plan_extend(plan, metadata, singles))
         places = buffers.samples[:, :sample]
         wanted = None if plan.prompt_logprobs or plan.pooling else places[2]
         hidden = self._model.hidden_states(self._batch(metadata, attend, wanted))
@@ -356,7 +382,7 @@ class CudaRunner:
         self._sample(logits, places)
         return hidden, logits
 
-    def _plan_extend(self, plan: StepPlan, metadata: AttentionMetadata, first_row: int) -> Attend | None:
+    def _plan_extend(self, plan: StepPlan, metadata: AttentionMetadata, first_row: int) -> AttendRows | None:
         """What attends for the rows of several tokens, from `first_row` on; None where there are none."""
         if first_row == len(plan.rows):
             return None
@@ -372,13 +398,29 @@ class CudaRunner:
             )
             return self._fa3
         tiles = plan_extend(plan.query_lens, plan.context_lens, self._extend.tokens_per_tile, min_query_len=2)
-        device_tiles = torch.from_numpy(tiles).pin_memory().to(self._device, non_blocking=True)
-        where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc, device_tiles)
+        return self._plan_tiles(self._extend, metadata, self._send_tiles(tiles))
 
-        def extend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, out: torch.Tensor) -> None:
-            self._extend(q, keys, values, *where, scale, out)
+    def _send_tiles(self, tiles: Int32Array) -> torch.Tensor:
+        return torch.from_numpy(tiles).pin_memory().to(self._device, non_blocking=True)
 
-        return extend
+    @staticmethod
+    def _plan_tiles(
+        kernel: PagedExtend | InvariantAttention, metadata: AttentionMetadata, tiles: torch.Tensor
+    ) -> AttendRows:
+        """What attends for the tiles of queries."""
+        where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc, tiles)
+
+        def attend(
+            q: torch.Tensor,
+            keys: torch.Tensor,
+            values: torch.Tensor,
+            scale: float,
+            out: torch.Tensor,
+            **pages: torch.Tensor,
+        ) -> None:
+            kernel(q, keys, values, *where, scale, out, **pages)
+
+        return attend
 
     def _prepare(self, num_tokens: int, num_rows: int, max_query_len: int) -> AttentionMetadata:
         buffers = self._buffers

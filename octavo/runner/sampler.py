@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from octavo.kernels.batch_invariant import row_logsumexp
 from octavo.kernels.sampling.draw import draw
 from octavo.plan import LogprobArrays, NewRow
 
@@ -212,7 +213,7 @@ def logprobs_of(logits: Callable[[slice], torch.Tensor], targets: torch.Tensor, 
         part = slice(at, min(at + step, count))
         values = logits(part).float()
         step = max(1, _CHUNK_BYTES // (4 * values.shape[1]))
-        total = values.logsumexp(dim=1, keepdim=True)
+        total = row_logsumexp(values)
         of_target = values.gather(1, targets[part, None])
         chosen[part] = (of_target - total)[:, 0].cpu().numpy()
         ranks[part] = ((values > of_target).sum(dim=1) + 1).cpu().numpy()

@@ -23,6 +23,7 @@ class DeviceShape:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
+    batch_invariant: bool = False
 
     @property
     def max_blocks(self) -> int:

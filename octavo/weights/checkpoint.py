@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo.errors import ConfigError, ModelFileError
 from octavo.weights.dummy import DummySource
+from octavo.weights.fp8 import Fp8Source, stores_fp8
 from octavo.weights.gguf import GGUFFile
 from octavo.weights.gguf_arch import GGUFSource, hf_config
 from octavo.weights.safetensors import SafetensorsSource
@@ -26,6 +27,7 @@ class Checkpoint:
         name: what to call it: the file's stem or the folder's name.
         config: config.json's keys (translated for a GGUF file).
         gguf: the file, if it is one; else `folder` is set.
+        fp8: matrices are stored as 8-bit floats.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Checkpoint:
     weights: WeightSource
     gguf: GGUFFile | None = None
     folder: Path | None = None
+    fp8: bool = False
     generation_config: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -58,8 +61,18 @@ def open_checkpoint(path: Path, load_format: str = "auto", *, seed: int = 0) -> 
     config = read_json_object(path / "config.json")
     generation_file = path / "generation_config.json"
     generation = read_json_object(generation_file) if generation_file.is_file() else {}
-    source: WeightSource = DummySource(seed) if load_format == "dummy" else SafetensorsSource(path)
-    return Checkpoint(path.resolve().name, config, source, folder=path, generation_config=generation)
+    if load_format == "dummy":
+        return Checkpoint(path.resolve().name, config, DummySource(seed), folder=path, generation_config=generation)
+    fp8 = stores_fp8(config)
+    source: WeightSource = SafetensorsSource(path)
+    return Checkpoint(
+        path.resolve().name,
+        config,
+        Fp8Source(source) if fp8 else source,
+        folder=path,
+        fp8=fp8,
+        generation_config=generation,
+    )
 
 
 def _gguf_file(path: Path, load_format: str) -> Path | None:

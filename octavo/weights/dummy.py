@@ -12,7 +12,7 @@ from octavo.errors import ModelFileError
 class DummySource:
     """A WeightSource that draws N(0, 0.02), or ones for norms; a tensor depends on the seed and its name only.
 
-    It has every name that is asked for, so whether a model has biases is its config's to say.
+    It has every name that is asked for but scales, so whether a model has biases is its config's to say.
 
     Args:
         device, dtype: where and as what they are drawn; other devices draw other numbers.
@@ -34,11 +34,14 @@ class DummySource:
     def four_bit(self, name: str) -> None:
         """Nothing is stored so."""
 
+    def e4m3(self, name: str) -> None:
+        """Nothing is stored so."""
+
     def names(self) -> list[str]:
         return []
 
     def __contains__(self, name: str) -> bool:
-        return True
+        return not name.endswith("_scale")  # which checkpoints of 16-bit weights do not have
 
     def close(self) -> None:
         """Nothing is open."""

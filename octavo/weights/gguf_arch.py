@@ -77,6 +77,9 @@ class GGUFSource:
             return blocks
         return FourBit(*(_half_split(part, heads) for part in blocks))
 
+    def e4m3(self, name: str) -> None:
+        """Nothing is stored so."""
+
     def names(self) -> list[str]:
         """The Hugging Face names that the file has."""
         layer = {theirs: ours for ours, theirs in _LAYER.items()}

@@ -132,6 +132,9 @@ class SafetensorsSource:
     def four_bit(self, name: str) -> None:
         """Nothing is stored so."""
 
+    def e4m3(self, name: str) -> None:
+        """`octavo.weights.fp8` knows where scales are."""
+
     def names(self) -> list[str]:
         return list(self._where)
 

@@ -22,6 +22,18 @@ class FourBit(NamedTuple):
     low: torch.Tensor
 
 
+class E4M3(NamedTuple):
+    """A matrix [N, K] with w[n, k] = values[n, k] scale[n].
+
+    Attributes:
+        values: float8_e4m3fn [N, K].
+        scale: float32 [N].
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+
 class WeightSource(Protocol):
     """Tensors by name, read when they are asked for."""
 
@@ -35,6 +47,10 @@ class WeightSource(Protocol):
 
     def four_bit(self, name: str) -> FourBit | None:
         """A matrix that is stored in blocks of 32 weights of 4 bits, as it is; None for one that is not."""
+        ...
+
+    def e4m3(self, name: str) -> E4M3 | None:
+        """A matrix that is stored as 8-bit floats with scales, as it is; None for one that is not."""
         ...
 
     def names(self) -> list[str]: ...

@@ -19,13 +19,17 @@ from triton.runtime.jit import JITFunction
 
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.embedding import embedding
+from octavo.kernels.triton.invariant_attention import InvariantAttention
+from octavo.kernels.triton.invariant_linear import InvariantTile, invariant_linear
 from octavo.kernels.triton.launch import pipeline_stages
 from octavo.kernels.triton.paged_decode import PagedDecode
 from octavo.kernels.triton.paged_extend import PagedExtend
 from octavo.kernels.triton.prepare_step import prepare_step, write_blocks
 from octavo.kernels.triton.process_logits import SamplingTables, process_logits
+from octavo.kernels.triton.quantize import quantize_rows, scale_product
 from octavo.kernels.triton.rms_norm import add_rms_norm, rms_norm_fp8
 from octavo.kernels.triton.rope_and_cache import rope_and_cache
+from octavo.kernels.triton.row_logsumexp import row_logsumexp
 from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.shared_prefix import SharedPrefix
 from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
@@ -90,6 +94,7 @@ def attention_calls(fp8: bool, **options: Any) -> list[Callable[[], object]]:
     decode = PagedDecode(**shape, max_rows=4, device=q.device)
     extend = PagedExtend(**shape)
     shared = SharedPrefix(**shape, max_rows=4, device=q.device)
+    invariant = InvariantAttention(**shape, max_keys=4096, device=q.device)
     scales = {"k_scale": scale, "v_scale": scale}
     tiles = torch.zeros(3, 2, dtype=torch.int32)
     return [
@@ -100,6 +105,7 @@ def attention_calls(fp8: bool, **options: Any) -> list[Callable[[], object]]:
         lambda: decode.plan(lens, starts, shared.state[0]),
         lambda: decode(q, kv, kv, table, lens, starts, 0.1, out, shared=shared.state, **scales),
         lambda: extend(q, kv, kv, table, lens, starts, tiles, 0.1, out, **scales),
+        lambda: invariant(q, kv, kv, table, lens, starts, tiles, 0.1, out, **scales),
     ]
 
 
@@ -138,6 +144,26 @@ def product_calls(hopper: bool) -> list[Callable[[], object]]:
     ]
 
 
+def invariant_calls(fp8: bool, stages: int = 4) -> list[Callable[[], object]]:
+    x, weight = torch.empty(70, 4096, dtype=torch.bfloat16), torch.empty(256, 4096, dtype=torch.bfloat16)
+    scales, columns = torch.empty(70, 1), torch.empty(256)
+    calls: list[Callable[[], object]] = [
+        lambda: invariant_linear(x, weight, tile=InvariantTile(stages=stages)),
+        lambda: row_logsumexp(x),
+        lambda: scale_product(weight[:70, :256].contiguous(), scales, columns),
+    ]
+    if fp8:
+        e4m3 = {
+            "x_scales": scales,
+            "w_scales": columns,
+            "dtype": torch.bfloat16,
+            "tile": InvariantTile(block_k=128, stages=stages),
+        }
+        x8, weight8 = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+        calls += [lambda: quantize_rows(x), lambda: invariant_linear(x8, weight8, **e4m3)]
+    return calls
+
+
 def sample_calls(hip: bool = False) -> list[Callable[[], object]]:
     logits, ints = torch.empty(4, 128256, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.int32)
     tables, sampler = SamplingTables.empty(4, 128256, logits.device), Sampler(4, 128256, logits.device, hip=hip)
@@ -155,6 +181,7 @@ def main(name: str) -> None:
         attention_calls(False, num_stages=pipeline_stages(hip=target.backend == "hip"))
         + glue_calls(fp8)
         + product_calls(name == "sm_90")
+        + invariant_calls(fp8, 2 if target.backend == "hip" else 4)
         + sample_calls()
     )
     for kernel, arguments, options in record(calls):

@@ -1,0 +1,97 @@
+"""e4m3 activations and products: torch's references, and what runs on a GPU.
+
+Both factors have a scale for each row, so a product is s_x[t] s_w[n] sum_k x[t, k] w[n, k] + b[n] (Micikevicius et al.
+2022, arXiv 2209.05433, for the format; scales by token and by channel as in LLM.int8, arXiv 2208.07339).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal, NamedTuple
+
+import torch
+
+E4M3_MAX = 448.0
+LEAST_SCALE = 1e-30
+Way = Literal["row-wise", "tensor-wise"]
+
+
+class QuantizedRows(NamedTuple):
+    """Activations on their way into a product: value = values * scales.
+
+    Attributes:
+        values: float8_e4m3fn [T, K].
+        scales: float32 [T, 1].
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+
+def quantize_rows(x: torch.Tensor) -> QuantizedRows:
+    """Float [T, K] → its rows, each with its largest magnitude at 448; a row of zeros has the scale 1.
+
+    A row with NaN or infinity has a scale like it, so that its products are NaN, and no other row's.
+    """
+    if x.is_cuda:
+        from octavo.kernels.triton import quantize as triton
+        from octavo.kernels.triton.launch import use_pdl
+
+        return QuantizedRows(*triton.quantize_rows(x, pdl=use_pdl(x.device)))
+    values = x.float()
+    largest = values.abs().amax(dim=1, keepdim=True) if x.shape[1] else values.new_zeros(len(x), 1)
+    scales = torch.where(largest == 0, 1.0, (largest / E4M3_MAX).clamp_min(LEAST_SCALE))
+    return QuantizedRows((values / scales).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scales)
+
+
+def fp8_linear(
+    x: QuantizedRows,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    *,
+    way: Way | None = None,
+) -> torch.Tensor:
+    """x [T, K] times weight [N, K] transposed, plus bias [N] → [T, N] of `dtype`.
+
+    Args:
+        weight, scale: float8_e4m3fn [N, K] and float32 [N].
+        way: on a GPU, overrides the measured table.
+    """
+    if not weight.is_cuda:
+        # Products of two e4m3 numbers are multiples of 2^-18 below 2^18: float64 adds 2^16 of them exactly.
+        y = (x.values.double() @ weight.double().T).float() * x.scales * scale
+        return (y if bias is None else y + bias.float()).to(dtype)
+    rows, columns = x.values.shape
+    if rows == 0:
+        return torch.empty(0, len(weight), dtype=dtype, device=weight.device)
+    if columns % 16 or len(weight) % 16:  # which cuBLAS does not take
+        from octavo.kernels.triton.invariant_linear import invariant_linear
+
+        return invariant_linear(x.values, weight, bias, x_scales=x.scales, w_scales=scale, dtype=dtype)
+    if (way or fp8_way(rows, len(weight), columns)) == "row-wise":
+        y = torch._scaled_mm(
+            x.values, weight.t(), scale_a=x.scales, scale_b=scale[None], out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+        return (y if bias is None else y + bias).to(dtype)
+    from octavo.kernels.triton.quantize import scale_product
+
+    one = _one(weight.device)
+    y = torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
+    return scale_product(y, x.scales, scale, bias).to(dtype)
+
+
+# (outputs, columns) → rows from which scaling apart, after a product with one scale in all, was measured to be faster.
+# `benchmarks/gpu_fp8.py` prints what belongs here.
+TENSOR_WISE_FROM: dict[tuple[int, int], int] = {}
+
+
+def fp8_way(rows: int, outputs: int, columns: int) -> Way:
+    """row-wise: cuBLAS applies the scales. tensor-wise: it multiplies without, and a kernel of ours applies them."""
+    return "tensor-wise" if rows >= TENSOR_WISE_FROM.get((outputs, columns), 1 << 62) else "row-wise"
+
+
+@functools.cache
+def _one(device: torch.device) -> torch.Tensor:
+    return torch.ones((), dtype=torch.float32, device=device)
