@@ -65,6 +65,10 @@ def report(info: EngineInfo, url: str, name: str, *, seconds: float, needs_key: 
     note(f"  up to {info.max_model_len:,} tokens a sequence, {info.max_num_seqs} sequences a step")
     for text in info.notes:
         note(f"  {text}")
+    rest = seconds - sum(taken for _, taken in info.startup)
+    phases = [(phase, taken) for phase, taken in (*info.startup, ("processes and imports", rest)) if taken >= 0.05]
+    if phases:
+        note("  " + " · ".join(f"{phase} {taken:.1f} s" for phase, taken in phases))
     note(f"ready after {seconds:.1f} s: {url}/v1")
     note(f"try: {example(url, name, needs_key=needs_key)}")
 

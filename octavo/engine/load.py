@@ -53,6 +53,9 @@ def load(options: EngineConfig, timer: PhaseTimer) -> Loaded:
     threads = options.device.threads or available_cores()
     torch.set_num_threads(threads)
     native.configure(enabled=options.device.native_kernels and device.type == "cpu", threads=threads)
+    if device.type == "cuda":
+        with timer.phase("start the GPU"):
+            torch.zeros(1, device=device)
     with timer.phase("find the model"):
         path = resolve(options.model.model, revision=options.model.revision)
         checkpoint = open_checkpoint(path, options.model.load_format, seed=options.model.seed)
@@ -80,8 +83,7 @@ def load(options: EngineConfig, timer: PhaseTimer) -> Loaded:
         runner = _build_runner(model, config, options, memory, kv_dtype, page_size, device, limits)
     if isinstance(runner, Runner):
         return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, device, limits, timer))
-    with timer.phase("capture graphs") as report:
-        runner.capture(report)
+    runner.prepare(timer.phase)
     return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, device, limits, timer))
 
 

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 CANDIDATES = 8
 CALLS = 4  # a timing, over as many matrices of the shape as there are
+WIDEST = 1 << 16  # outputs; wider ones, of heads, take long to try and have tiles for every multiprocessor
 WORTH = 0.97  # a choice of ours takes at most this share of the time of torch's
 _AHEAD_CYCLES = 150_000  # the device waits so long for the host to queue a timing's calls: about 80 µs
 
@@ -44,7 +45,7 @@ _seen: Matrices | None = None
 
 def choice(rows: int, weight: torch.Tensor) -> Choice | None:
     """What was found to be faster than torch's own way for so many rows; None is torch's way."""
-    if _seen is not None:
+    if _seen is not None and len(weight) <= WIDEST:
         _seen.setdefault((weight.shape[0], weight.shape[1]), []).append(weight)
     return _chosen.get((rows, weight.shape[0], weight.shape[1]))
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import bisect
 import logging
-import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 FEW_ROWS = 8
 Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
+Phase = Callable[[str], AbstractContextManager[Callable[[float], None]]]
 AttendRows = Callable[..., None]  # some rows of a layer's attention, as `PagedDecode.__call__` without its plan
 
 
@@ -191,27 +192,35 @@ class CudaRunner:
         ladder = [1, 2, 4, 8, *range(16, 257, 16), *range(288, 513, 32), *range(576, 1 << 16, 64)]
         return [size for size in ladder if size < self._shape.max_num_seqs] + [self._shape.max_num_seqs]
 
-    def capture(self, report: Callable[[float], None]) -> None:
-        """Capture decode steps of every size, the largest first, in one memory pool; compiles what they need."""
-        start = time.perf_counter()
-        with recorded() as launches:
-            self._run_each_path()
-        compile_all(launches.values())
-        count = len(launches)
-        launches.clear()  # and with them the memory of their tensors
-        with matrices_seen() as matrices:
-            self._run_each_path()
-        logger.info("%d kernels compiled or found in their cache: %.1f s", count, time.perf_counter() - start)
+    def prepare(self, phase: Phase) -> None:
+        """Whatever must be before the first step: kernels, choices of products, graphs.
+
+        Args:
+            phase: times a named phase, and tells whoever waits how much of it is done.
+        """
+        with phase("compile kernels"):
+            with recorded() as launches:
+                self._run_each_path()
+            compile_all(launches.values())
+            logger.info("%d kernels compiled or found in their cache", len(launches))
+            launches.clear()  # and with them the memory of their tensors
+            with matrices_seen() as matrices:
+                self._run_each_path()
         if not self._use_graphs:
             return
+        sizes = self.graph_sizes()
+        with phase("choose products"):
+            count = tune(matrices, [size for size in sizes if size > FEW], self._kept)
+            logger.info("%d products timed", count)
+        with phase("capture graphs") as report:
+            self._capture(sizes, report)
+
+    def _capture(self, sizes: list[int], report: Callable[[float], None]) -> None:
+        """Capture decode steps of every size, the largest first, in one memory pool."""
         pool = torch.cuda.graph_pool_handle()
-        sizes = self.graph_sizes()[::-1]
-        start = time.perf_counter()
-        count = tune(matrices, [size for size in sizes if size > FEW], self._kept)
-        logger.info("%d products timed: %.1f s", count, time.perf_counter() - start)
         wanted = [(size, False) for size in sizes]
         if self._shared is not None:
-            wanted += [(size, True) for size in shared_sizes(sizes[::-1])]
+            wanted += [(size, True) for size in shared_sizes(sizes)]
         for i, (size, shared) in enumerate(sorted(wanted, reverse=True)):
             graph = torch.cuda.CUDAGraph()
             with torch.inference_mode(), torch.cuda.graph(graph, pool=pool):

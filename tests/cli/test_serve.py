@@ -9,6 +9,7 @@ import types
 
 import pytest
 
+import octavo.server.auth  # noqa: F401 - before `server` takes its package away
 from octavo.cli.app import main
 from octavo.cli.serve import example
 from octavo.errors import EngineDeadError

@@ -56,8 +56,9 @@ def recorded() -> Iterator[dict[Any, Launch]]:
         JITFunction.run = original
 
 
-def compile_all(launches: Collection[Launch], workers: int = 8) -> None:
-    """Compile what the launches need, or find it in Triton's cache."""
+def compile_all(launches: Collection[Launch], workers: int = 16) -> None:
+    """Compile what the launches need, or find it in Triton's cache; the longest first, so that none is waited for."""
+    launches = sorted(launches, key=lambda launch: -len(launch.kernel.src))
     for launch in launches:
         _ = launch.kernel.cache_key  # reads the sources, which is not made for several threads
     with ThreadPoolExecutor(workers, "octavo-compile") as pool:
