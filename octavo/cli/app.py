@@ -14,6 +14,7 @@ from octavo.errors import OctavoError
 _VERBS = {
     "run": ("octavo.cli.run:run", "Load a model and answer a prompt, or chat, in this terminal."),
     "serve": ("octavo.cli.serve:serve", "Serve a model over HTTP with the OpenAI API."),
+    "batch": ("octavo.cli.batch:batch", "Answer a file of requests, in the form of OpenAI's batch files."),
     "chat": ("octavo.cli.chat:chat", "Talk to a running server."),
     "pull": ("octavo.cli.pull:pull", "Download a model into the cache."),
     "list": ("octavo.cli.list:list_models", "Show the models that are here, and those that have a short name."),

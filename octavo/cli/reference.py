@@ -43,7 +43,10 @@ client chooses one. `process_` figures are of the server's own process.
 def flags_page() -> str:
     """docs/flags.md: every option, from the config dataclasses."""
     lines = ["# Flags", "", _MADE_BY, "", _FLAGS_INTRODUCTION.rstrip()]
-    takers = {**dict.fromkeys(groups(EngineConfig).values(), "serve, run, bench"), ServerOptions: "serve"}
+    takers = {
+        **dict.fromkeys(groups(EngineConfig).values(), "serve, run, batch, bench"),
+        ServerOptions: "serve; some of them also batch",
+    }
     takers[SamplingOptions] = "run, chat"
     for group, verbs in takers.items():
         summary = (inspect.getdoc(group) or "").splitlines()[0]

@@ -76,6 +76,23 @@ def serve(
             return runner.run(server.run())
 
 
+def make_llm(
+    config: EngineConfig, options: ServerOptions, progress: Progress | None, client: ClientFactory = ProcessClient
+) -> AsyncLLM:
+    """What answers requests, not loaded yet; its engine is started again when it dies or hangs."""
+    policy = RestartPolicy(options.max_engine_restarts, step_timeout=options.step_timeout)
+    llm = AsyncLLM.of_config(
+        config,
+        client=lambda config: RestartingClient(lambda: client(config), policy),
+        progress=progress,
+        max_logprobs=options.max_logprobs,
+        default_max_tokens=options.default_max_tokens,
+    )
+    if options.step_timeout:
+        llm.hung_seconds = options.step_timeout / 4
+    return llm
+
+
 def check_exposure(options: ServerOptions, keys: KeyRing) -> None:
     """Refuse to serve a network without a key. Raises ConfigError."""
     if not keys and not options.allow_unauthenticated and not is_loopback(options.host):
@@ -176,15 +193,7 @@ class _Server:
 
     async def run(self) -> int:
         """Load, serve, drain, close."""
-        self._llm = AsyncLLM.of_config(
-            self._config,
-            client=self._restarting,
-            progress=self._progress,
-            max_logprobs=self._options.max_logprobs,
-            default_max_tokens=self._options.default_max_tokens,
-        )
-        if self._options.step_timeout:
-            self._llm.hung_seconds = self._options.step_timeout / 4
+        self._llm = make_llm(self._config, self._options, self._progress, self._client)
         app = build_app(self._llm, self._options, self._keys)
         app.tracer = self.tracer
         loop = asyncio.get_running_loop()
@@ -202,10 +211,6 @@ class _Server:
         if failure is not None:
             raise failure
         return 0
-
-    def _restarting(self, config: EngineConfig) -> RestartingClient:
-        policy = RestartPolicy(self._options.max_engine_restarts, step_timeout=self._options.step_timeout)
-        return RestartingClient(lambda: self._client(config), policy)
 
     def _on_signal(self) -> None:
         self._signals += 1
