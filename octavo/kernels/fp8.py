@@ -7,13 +7,20 @@ Both factors have a scale for each row, so a product is s_x[t] s_w[n] sum_k x[t,
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from octavo.kernels import tuned_fp8
+from octavo.kernels.tuned_fp8 import Stored, Way
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.skinny_linear import SplitSpace
+
 E4M3_MAX = 448.0
 LEAST_SCALE = 1e-30
-Way = Literal["row-wise", "tensor-wise"]
+FEW = 16
 
 
 class QuantizedRows(NamedTuple):
@@ -57,7 +64,7 @@ def fp8_linear(
 
     Args:
         weight, scale: float8_e4m3fn [N, K] and float32 [N].
-        way: on a GPU, overrides the measured table.
+        way: on a GPU, overrides what was chosen at the start.
     """
     if not weight.is_cuda:
         # Products of two e4m3 numbers are multiples of 2^-18 below 2^18: float64 adds 2^16 of them exactly.
@@ -70,26 +77,55 @@ def fp8_linear(
         from octavo.kernels.triton.invariant_linear import invariant_linear
 
         return invariant_linear(x.values, weight, bias, x_scales=x.scales, w_scales=scale, dtype=dtype)
-    if (way or fp8_way(rows, len(weight), columns)) == "row-wise":
+    use = way or tuned_fp8.choice(rows, Stored(weight, scale, dtype)) or usual_way(rows, len(weight), columns)
+    if use == "row-wise":
         y = torch._scaled_mm(
             x.values, weight.t(), scale_a=x.scales, scale_b=scale[None], out_dtype=torch.bfloat16, use_fast_accum=True
         )
         return (y if bias is None else y + bias).to(dtype)
-    from octavo.kernels.triton.quantize import scale_product
+    if use == "tensor-wise":
+        from octavo.kernels.triton.quantize import scale_product
 
-    one = _one(weight.device)
-    y = torch._scaled_mm(x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True)
-    return scale_product(y, x.scales, scale, bias).to(dtype)
+        one = _one(weight.device)
+        y = torch._scaled_mm(
+            x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+        return scale_product(y, x.scales, scale, bias).to(dtype)
+    from octavo.kernels.triton.launch import use_pdl
+    from octavo.kernels.triton.skinny_fp8 import skinny_fp8
+
+    space = _split_space(weight.device) if use.split > 1 else None
+    return skinny_fp8(
+        x.values, x.scales, weight, scale, bias, dtype=dtype, tuning=use, space=space, pdl=use_pdl(weight.device)
+    )
 
 
-# (outputs, columns) → rows from which scaling apart, after a product with one scale in all, was measured to be faster.
-# `benchmarks/gpu_fp8.py` prints what belongs here.
-TENSOR_WISE_FROM: dict[tuple[int, int], int] = {}
+def usual_way(rows: int, outputs: int, columns: int) -> Way:
+    """What is used where nothing was timed.
+
+    row-wise: cuBLAS applies the scales. tensor-wise: it multiplies without, and a kernel of ours applies them. A
+    `Tuning`: our own kernel for few rows.
+    """
+    ours = [way for way in tuned_fp8.candidates(rows, outputs, columns) if not isinstance(way, str)]
+    if rows > FEW or not ours:
+        return "row-wise"
+    return ours[0 if outputs >= 12288 else 1]
 
 
-def fp8_way(rows: int, outputs: int, columns: int) -> Way:
-    """row-wise: cuBLAS applies the scales. tensor-wise: it multiplies without, and a kernel of ours applies them."""
-    return "tensor-wise" if rows >= TENSOR_WISE_FROM.get((outputs, columns), 1 << 62) else "row-wise"
+def tune_products(matrices: tuned_fp8.Matrices, sizes: Sequence[int]) -> int:
+    """Time the ways for what `tuned_fp8.fp8_matrices_seen` found; see `tuned_fp8.tune_fp8`."""
+
+    def multiply(x: torch.Tensor, x_scales: torch.Tensor, stored: Stored, way: Way) -> torch.Tensor:
+        return fp8_linear(QuantizedRows(x, x_scales), stored.weight, stored.scales, None, stored.dtype, way=way)
+
+    return tuned_fp8.tune_fp8(matrices, sizes, multiply)
+
+
+@functools.cache
+def _split_space(device: torch.device) -> SplitSpace:
+    from octavo.kernels.triton.skinny_linear import SplitSpace
+
+    return SplitSpace(device, 1 << 22)
 
 
 @functools.cache

@@ -19,6 +19,7 @@ import torch
 from octavo.attention import AttentionMetadata
 from octavo.attention.fa3 import Fa3Extend
 from octavo.kernels.batch_invariant import row_logsumexp
+from octavo.kernels.fp8 import tune_products
 from octavo.kernels.linear import FEW
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.invariant_attention import InvariantAttention
@@ -29,6 +30,7 @@ from octavo.kernels.triton.prepare_step import pack_step, prepare_step, write_bl
 from octavo.kernels.triton.process_logits import process_logits
 from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.warm_up import compile_all, recorded
+from octavo.kernels.tuned_fp8 import fp8_matrices_seen
 from octavo.kernels.tuned_linear import matrices_seen, tune
 from octavo.layers.batch import Attend, ForwardBatch, KVScales
 from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
@@ -204,13 +206,15 @@ class CudaRunner:
             compile_all(launches.values())
             logger.info("%d kernels compiled or found in their cache", len(launches))
             launches.clear()  # and with them the memory of their tensors
-            with matrices_seen() as matrices:
+            with matrices_seen() as matrices, fp8_matrices_seen() as fp8_matrices:
                 self._run_each_path()
         if not self._use_graphs:
             return
         sizes = self.graph_sizes()
         with phase("choose products"):
             count = tune(matrices, [size for size in sizes if size > FEW], self._kept)
+            with torch.inference_mode():
+                count += tune_products(fp8_matrices, sizes)
             logger.info("%d products timed", count)
         with phase("capture graphs") as report:
             self._capture(sizes, report)

@@ -6,6 +6,7 @@ launch. Prints one JSON object a line: kernel, bytes of shared memory.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -33,8 +34,10 @@ from octavo.kernels.triton.row_logsumexp import row_logsumexp
 from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.shared_prefix import SharedPrefix
 from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
+from octavo.kernels.triton.skinny_fp8 import skinny_fp8
 from octavo.kernels.triton.skinny_linear import SplitSpace, Tuning, skinny_linear
 from octavo.kernels.triton.warm_up import recorded
+from octavo.kernels.tuned_fp8 import candidates
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -144,6 +147,20 @@ def product_calls(hopper: bool) -> list[Callable[[], object]]:
     ]
 
 
+def skinny_fp8_calls(hopper: bool) -> list[Callable[[], object]]:
+    """Every candidate on Hopper, one elsewhere."""
+    calls: list[Callable[[], object]] = []
+    for rows in (16, 64, 128) if hopper else (16,):
+        x, scales = torch.empty(rows, 4096).to(torch.float8_e4m3fn), torch.empty(rows, 1)
+        weight, columns = torch.empty(4096, 4096, dtype=torch.uint8).view(torch.float8_e4m3fn), torch.empty(4096)
+        space = SplitSpace(x.device, 1 << 22)
+        ways = [way for way in candidates(rows, 4096, 4096) if not isinstance(way, str)]
+        for way in ways if hopper else [Tuning(16, 128, 1, 2, 2)]:
+            options = {"dtype": torch.bfloat16, "tuning": way, "space": space, "pdl": hopper}
+            calls.append(functools.partial(skinny_fp8, x, scales, weight, columns, **options))
+    return calls
+
+
 def invariant_calls(fp8: bool, stages: int = 4) -> list[Callable[[], object]]:
     x, weight = torch.empty(70, 4096, dtype=torch.bfloat16), torch.empty(256, 4096, dtype=torch.bfloat16)
     scales, columns = torch.empty(70, 1), torch.empty(256)
@@ -181,6 +198,7 @@ def main(name: str) -> None:
         attention_calls(False, num_stages=pipeline_stages(hip=target.backend == "hip"))
         + glue_calls(fp8)
         + product_calls(name == "sm_90")
+        + (skinny_fp8_calls(name == "sm_90") if fp8 else [])
         + invariant_calls(fp8, 2 if target.backend == "hip" else 4)
         + sample_calls()
     )

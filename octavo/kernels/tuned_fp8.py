@@ -1,0 +1,149 @@
+"""Which of several ways multiplies so many e4m3 rows by such a matrix: timed when the engine starts.
+
+Which is the fastest differs by rows and shape: cuBLAS with a scale for each row, cuBLAS without scales and a small
+kernel that applies them, or our own kernel for few rows (benchmarks/gpu_fp8.py prints all of them).
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.skinny_linear import Tuning
+
+    Way = Literal["row-wise", "tensor-wise"] | Tuning
+else:
+    Way = object
+
+CALLS = 4  # a timing, over as many matrices of the shape as there are
+LARGEST = 1024  # more rows are always multiplied row by row: applying scales apart would move too much memory
+_AHEAD_CYCLES = 400_000  # the device waits so long for the host to queue a timing's calls: about 200 µs
+
+Shape = tuple[int, int]  # outputs, columns
+
+
+class Stored(NamedTuple):
+    """weight: float8_e4m3fn [N, K]; scales: float32 [N]; dtype: of products."""
+
+    weight: torch.Tensor
+    scales: torch.Tensor
+    dtype: torch.dtype
+
+
+Matrices = dict[Shape, list[Stored]]
+Multiply = Callable[[torch.Tensor, torch.Tensor, Stored, Way], torch.Tensor]
+"""x [M, K], its scales [M, 1], what it is multiplied by, way → [M, N]."""
+
+_chosen: dict[Shape, tuple[list[int], list[Way]]] = {}  # numbers of rows in order, and what is best for each
+_seen: Matrices | None = None
+
+
+def candidates(rows: int, outputs: int, columns: int) -> list[Way]:
+    """The ways that are worth a try; the first is right for any shape."""
+    from octavo.kernels.triton.skinny_linear import Tuning
+
+    ways: list[Way] = ["row-wise", "tensor-wise"]
+    if rows > 128 or outputs % 64 or columns % 256:
+        return ways
+    if rows <= 16:
+        shapes = [(64, 256, 1, 4, 4), (64, 256, 4, 3, 4), (64, 256, 2, 3, 4), (64, 128, 4, 6, 4), (64, 128, 1, 6, 4)]
+        shapes += [(16, 256, 1, 8, 2), (16, 512, 1, 4, 4)]  # on Hopper these multiply in float16
+    elif rows <= 64:
+        shapes = [(64, 256, 1, 3, 4), (64, 128, 1, 5, 4), (64, 128, 2, 4, 4), (64, 128, 4, 4, 4)]
+    else:
+        shapes = [(64, 128, 1, 4, 4), (64, 128, 4, 4, 4)]
+    if rows > 16 and outputs % 128 == 0:
+        shapes.append((128, 128, 1, 4, 8))
+    return ways + [Tuning(*shape, prefetch=0) for shape in shapes if shape[2] == 1 or outputs <= 8192]
+
+
+def choice(rows: int, stored: Stored) -> Way | None:
+    """What was the fastest for the next larger number of rows that was timed; None if none was."""
+    shape = stored.weight.shape[0], stored.weight.shape[1]
+    if _seen is not None:
+        _seen.setdefault(shape, []).append(stored)
+    sizes, ways = _chosen.get(shape, ((), ()))
+    at = bisect.bisect_left(sizes, rows)
+    return ways[at] if at < len(sizes) else None
+
+
+@contextlib.contextmanager
+def fp8_matrices_seen() -> Iterator[Matrices]:
+    """Inside, the matrices that products are made with are noted by shape."""
+    global _seen
+    seen: Matrices = {}
+    _seen = seen
+    try:
+        yield seen
+    finally:
+        _seen = None
+
+
+def tune_fp8(matrices: Matrices, sizes: Sequence[int], multiply: Multiply) -> int:
+    """Choose for every number of rows up to 1,024 and every shape of matrix. Returns how many products were timed."""
+    _chosen.clear()
+    keys = [(rows, shape) for shape in matrices for rows in sorted(sizes) if rows <= LARGEST]
+    if not keys:
+        return 0
+    _compile(matrices, keys, multiply)
+    timings = [(rows, shape, _queue(rows, matrices[shape][:CALLS], multiply)) for rows, shape in keys]
+    torch.cuda.synchronize()
+    for rows, shape, found in timings:
+        way, _ = min(found, key=lambda entry: float(entry[1][0].elapsed_time(entry[1][1])))
+        known_sizes, ways = _chosen.setdefault(shape, ([], []))
+        known_sizes.append(rows)
+        ways.append(way)
+    return len(keys)
+
+
+def chosen() -> dict[str, str]:
+    """What was chosen, for people: "rows x outputs x columns" → way."""
+    return {
+        f"{rows}x{shape[0]}x{shape[1]}": way if isinstance(way, str) else repr(way)
+        for shape, (sizes, ways) in _chosen.items()
+        for rows, way in zip(sizes, ways, strict=True)
+    }
+
+
+def _compile(matrices: Matrices, keys: Sequence[tuple[int, Shape]], multiply: Multiply) -> None:
+    """Compile the kernels of all candidates side by side."""
+    from octavo.kernels.triton.warm_up import compile_all, recorded
+
+    with recorded() as launches:
+        for rows, shape in keys:
+            stored = matrices[shape][0]
+            x, x_scales = _rows(rows, shape[1], stored.weight.device)
+            for way in candidates(rows, *shape):
+                if not isinstance(way, str):
+                    multiply(x, x_scales, stored, way)
+    compile_all(launches.values())
+
+
+def _queue(
+    rows: int, matrices: Sequence[Stored], multiply: Multiply
+) -> list[tuple[Way, tuple[torch.cuda.Event, torch.cuda.Event]]]:
+    """Queue each way's calls between two events."""
+    outputs, columns = matrices[0].weight.shape
+    x, x_scales = _rows(rows, columns, matrices[0].weight.device)
+    found: list[tuple[Way, tuple[torch.cuda.Event, torch.cuda.Event]]] = []
+    for way in candidates(rows, outputs, columns):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        multiply(x, x_scales, matrices[-1], way)  # loads the kernel
+        torch.cuda._sleep(_AHEAD_CYCLES)
+        multiply(x, x_scales, matrices[-1], way)
+        start.record()
+        for i in range(CALLS):
+            multiply(x, x_scales, matrices[i % len(matrices)], way)
+        end.record()
+        found.append((way, (start, end)))
+    return found
+
+
+def _rows(rows: int, columns: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(rows, columns, device=device).mul_(100).to(torch.float8_e4m3fn)
+    return x, torch.full((rows, 1), 0.01, device=device)
