@@ -181,7 +181,7 @@ def invariant_logprobs(folder: Path, **options: Any) -> dict[str, Any]:
 
 def chosen(result: Any) -> list[float]:
     out = result.outputs[0]
-    values = [entry[token].logprob for entry, token in zip(out.logprobs, out.token_ids, strict=True)]
+    values = [entry.logprob for entry in out.logprobs]
     return torch.tensor(values).tolist()
 
 
