@@ -106,10 +106,13 @@ def usual_way(rows: int, outputs: int, columns: int) -> Way:
     row-wise: cuBLAS applies the scales. tensor-wise: it multiplies without, and a kernel of ours applies them. A
     `Tuning`: our own kernel for few rows.
     """
-    ours = [way for way in tuned_fp8.candidates(rows, outputs, columns) if not isinstance(way, str)]
-    if rows > FEW or not ours:
-        return "row-wise"
-    return ours[0 if outputs >= 12288 else 1]
+    return "row-wise" if rows > FEW else _few_rows_way(outputs, columns)
+
+
+@functools.cache
+def _few_rows_way(outputs: int, columns: int) -> Way:
+    ours = [way for way in tuned_fp8.candidates(FEW, outputs, columns) if not isinstance(way, str)]
+    return ours[0 if outputs >= 12288 else 1] if ours else "row-wise"
 
 
 def tune_products(matrices: tuned_fp8.Matrices, sizes: Sequence[int]) -> int:
