@@ -32,8 +32,9 @@ from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.warm_up import compile_all, recorded
 from octavo.kernels.tuned_fp8 import fp8_matrices_seen
 from octavo.kernels.tuned_linear import matrices_seen, tune
-from octavo.layers.batch import Attend, ForwardBatch, KVScales
+from octavo.layers.batch import ForwardBatch
 from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
+from octavo.runner.attend_rows import AttendRows, attention_of, over_tiles
 from octavo.runner.failure import failed_result
 from octavo.runner.pooling import Pooler
 from octavo.runner.prefix_groups import SharingCost
@@ -48,33 +49,11 @@ logger = logging.getLogger(__name__)
 FEW_ROWS = 8
 Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 Phase = Callable[[str], AbstractContextManager[Callable[[float], None]]]
-AttendRows = Callable[..., None]  # some rows of a layer's attention, as `PagedDecode.__call__` without its plan
 
 
 def tuning(rows: int, shape: DeviceShape, fp8: bool) -> dict[str, int]:
     """The kernel's measured tuning, where it was measured; `fp8`: for pages of e4m3."""
     return decode_tuning(rows, fp8) if shape.head_dim <= 128 and shape.page_size >= 64 else {}
-
-
-def attention_of(*parts: AttendRows | None) -> Attend:
-    """A layer's attention from what attends for some of the rows each."""
-
-    def attend(
-        q: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        _: AttentionMetadata,
-        scale: float,
-        kv_scales: KVScales | None,
-    ) -> torch.Tensor:
-        out = torch.empty_like(q)
-        pages = {} if kv_scales is None else {"k_scale": kv_scales[0], "v_scale": kv_scales[1]}
-        for part in parts:
-            if part is not None:
-                part(q, keys, values, scale, out, **pages)
-        return out
-
-    return attend
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +319,7 @@ class CudaRunner:
         buffers = self._buffers
         metadata = self._prepare(size, size, 1)
         if self._invariant is not None:
-            attend = attention_of(self._plan_tiles(self._invariant, metadata, self._single_tiles[:size]))
+            attend = attention_of(over_tiles(self._invariant, metadata, self._single_tiles[:size]))
         else:
             attend = attention_of(self._plan_decode(metadata, shared))
         hidden = self._model.hidden_states(self._batch(metadata, attend))
@@ -381,7 +360,7 @@ class CudaRunner:
         metadata = self._prepare(plan.num_tokens, len(plan.rows), longest)
         if self._invariant is not None:
             tiles = plan_extend(plan.query_lens, plan.context_lens, self._invariant.tokens_per_tile)
-            attend = attention_of(self._plan_tiles(self._invariant, metadata, self._send_tiles(tiles)))
+            attend = attention_of(over_tiles(self._invariant, metadata, self._send_tiles(tiles)))
         else:
             singles = int((plan.query_lens == 1).sum())  # they come first
             decode = self._plan_decode(metadata, shared) if singles else None
@@ -411,29 +390,10 @@ class CudaRunner:
             )
             return self._fa3
         tiles = plan_extend(plan.query_lens, plan.context_lens, self._extend.tokens_per_tile, min_query_len=2)
-        return self._plan_tiles(self._extend, metadata, self._send_tiles(tiles))
+        return over_tiles(self._extend, metadata, self._send_tiles(tiles))
 
     def _send_tiles(self, tiles: Int32Array) -> torch.Tensor:
         return torch.from_numpy(tiles).pin_memory().to(self._device, non_blocking=True)
-
-    @staticmethod
-    def _plan_tiles(
-        kernel: PagedExtend | InvariantAttention, metadata: AttentionMetadata, tiles: torch.Tensor
-    ) -> AttendRows:
-        """What attends for the tiles of queries."""
-        where = (metadata.block_table, metadata.seq_lens, metadata.query_start_loc, tiles)
-
-        def attend(
-            q: torch.Tensor,
-            keys: torch.Tensor,
-            values: torch.Tensor,
-            scale: float,
-            out: torch.Tensor,
-            **pages: torch.Tensor,
-        ) -> None:
-            kernel(q, keys, values, *where, scale, out, **pages)
-
-        return attend
 
     def _prepare(self, num_tokens: int, num_rows: int, max_query_len: int) -> AttentionMetadata:
         buffers = self._buffers
