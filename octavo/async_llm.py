@@ -26,7 +26,6 @@ from octavo.errors import (
     InvalidRequestError,
     OctavoError,
     OverloadedError,
-    RequestFailedError,
     TooManyRequestsError,
 )
 from octavo.frontend.caller import CALLER, Caller
@@ -36,7 +35,8 @@ from octavo.frontend.embedding import check_dimensions, embedding_output
 from octavo.frontend.load import Frontend, load_frontend
 from octavo.frontend.off_loop import OffLoop
 from octavo.frontend.outputs import ProcessedStep
-from octavo.frontend.sample import OpenRequest, Update
+from octavo.frontend.sample import Update
+from octavo.frontend.update_stream import UpdateStream
 from octavo.request import (
     EmbeddingRequestOutput,
     EngineRequest,
@@ -52,105 +52,6 @@ State = Literal["new", "loading", "ready", "hung", "restarting", "dead", "closed
 T = TypeVar("T")
 
 HUNG_SECONDS = 30.0
-
-
-class UpdateStream:
-    """Updates of one or several requests that end together, for one reader.
-
-    Attributes:
-        requests: what was submitted, in order; `handles` of theirs that are open.
-        opened: what came of them so far, in the same order.
-        pending: updates that were not read. More than `max_pending` end the requests with an error.
-        error: why the requests were lost, if they were.
-    """
-
-    __slots__ = (
-        "_llm", "_quiet", "_timer", "_waiter", "error", "handles", "max_pending", "opened", "pending", "requests"
-    )  # fmt: skip
-
-    def __init__(self, llm: AsyncLLM, requests: Sequence[EngineRequest], max_pending: int):
-        self._llm = llm
-        self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._quiet = False
-        self.max_pending = max_pending
-        self.requests = requests
-        self.opened: list[OpenRequest] = []
-        self.handles = {request.handle for request in requests}
-        self.pending: list[Update] = []
-        self.error: OctavoError | None = None
-
-    async def next(self) -> list[Update]:
-        """All updates since the last call, waiting for the first; empty when all requests have ended.
-
-        Raises:
-            OctavoError: the requests were lost: the engine refused or dropped them, or died.
-        """
-        while not self.pending:
-            if self.error is not None:
-                raise self.error.with_traceback(None)
-            if not self.handles:
-                return []
-            self._waiter = self._llm.loop.create_future()
-            await self._waiter
-        taken, self.pending = self.pending, []
-        return taken
-
-    async def finish(self) -> None:
-        """Wait until all requests have ended; what came of them is in `opened`. Raises as `next`."""
-        self._quiet = True
-        while self.handles:
-            self._waiter = self._llm.loop.create_future()
-            await self._waiter
-        if self.error is not None:
-            raise self.error.with_traceback(None)
-
-    def push(self, update: Update) -> None:
-        """Add an update and wake the reader."""
-        pending = self.pending
-        if update.finished:
-            self.handles.discard(update.handle)
-        if not self._quiet:
-            pending.append(update)
-        elif self.handles:
-            return
-        waiter = self._waiter
-        if waiter is not None:
-            self._waiter = None
-            if not waiter.done():
-                waiter.set_result(None)
-        elif len(pending) > self.max_pending:
-            self.fail(RequestFailedError("The answer was not read as fast as it came.", fix="Read faster."))
-
-    def wake(self) -> None:
-        """Let the reader look again."""
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    def fail(self, error: OctavoError) -> None:
-        """End all of it with an error, which the reader gets after what is pending."""
-        if self.error is None:
-            self.error = error
-        self._llm.forget(self)
-        self.wake()
-
-    def end_at(self, deadline: float) -> None:
-        """Fail with a `DeadlineError` if it is still open at a time, `time.monotonic()`."""
-        seconds = deadline - time.monotonic()
-        error = DeadlineError("The request took longer than it may.", fix="Ask for less, or allow more time.")
-        self._timer = self._llm.loop.call_later(max(0.0, seconds), self._expire, error)
-
-    def _expire(self, error: OctavoError) -> None:
-        if self.handles:
-            self.fail(error)
-
-    def close(self) -> None:
-        """Abort what is still open. The reader, if one waits, gets no more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._llm.forget(self)
-        self.wake()
 
 
 class AsyncLLM:
@@ -407,7 +308,7 @@ class AsyncLLM:
         def make() -> EngineRequest:
             return inputs.chat(messages, params, request_id=request_id or new_id(), handle=handle, **options)
 
-        size = sum(map(len, user_strings(messages)))
+        size = sum(map(len, user_strings([messages, options.get("chat_template_kwargs")])))
         return await self.off_loop.make_guided(make, size, params, inputs)
 
     async def embedding_request(

@@ -17,7 +17,7 @@ from octavo.frontend.template_sandbox import ChatEnvironment, TemplateLimitError
 _MAX_SOURCE_CHARS = 256 * 1024
 _MAX_KWARGS = 64
 _MIN_OUTPUT_CHARS = 1 << 20  # an output may be this long, and longer by what it is made from
-_RESERVED = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "tokenize"}
+_RESERVED = {"messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize"}
 _RESERVED |= {"chat_template", "conversation", "raise_exception", "strftime_now", "namespace", "dict", "range"}
 _RESERVED |= {"loop", "self", "caller", "varargs", "kwargs"}
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -148,7 +148,7 @@ class ChatTemplate:
         variables = {name: values.copy(value) for name, value in variables.items()}
         if continue_final_message:
             _append_mark(variables["messages"][-1])
-        variables |= {"add_generation_prompt": add_generation_prompt, "documents": None}
+        variables = {"documents": None} | variables | {"add_generation_prompt": add_generation_prompt}
         text = self._run(variables, values.num_chars)
         return _cut_at_mark(text) if continue_final_message else text
 

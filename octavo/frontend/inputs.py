@@ -86,6 +86,7 @@ class InputProcessor:
         adapter: str = "",
         arrival_time: float | None = None,
         add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
     ) -> EngineRequest:
         """A request to go on from a text or from token ids.
 
@@ -93,13 +94,15 @@ class InputProcessor:
             handle: unique among the open requests of this front end.
             arrival_time: `time.monotonic()`; None is now.
             add_special_tokens: put before a text what the model expects there (a BOS, or nothing).
+            truncate_prompt_tokens: keep the last so many of the prompt's ids; -1: as many as there is room for.
 
         Raises:
             InvalidRequestError: the first thing that cannot be served, named by its field.
             ContextLengthError: prompt and output do not fit the context.
         """
         self._check(params, request_id, priority, cache_salt, adapter)
-        ids = self._prompt_ids(prompt, add_special_tokens, answers=True)
+        keep = self._num_kept(truncate_prompt_tokens, params.max_tokens)
+        ids = self._prompt_ids(prompt, add_special_tokens, keep, answers=True)
         return self._request(ids, params, request_id, handle, priority, cache_salt, adapter, arrival_time)
 
     def chat(
@@ -117,6 +120,7 @@ class InputProcessor:
         cache_salt: str = "",
         adapter: str = "",
         arrival_time: float | None = None,
+        truncate_prompt_tokens: int | None = None,
     ) -> EngineRequest:
         """A request to answer a conversation; arguments as of `completion` and `ChatTemplate.render`.
 
@@ -133,6 +137,7 @@ class InputProcessor:
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             chat_template_kwargs=chat_template_kwargs,
+            keep=self._num_kept(truncate_prompt_tokens, params.max_tokens),
         )
         return self._request(ids, params, request_id, handle, priority, cache_salt, adapter, arrival_time)
 
@@ -147,6 +152,7 @@ class InputProcessor:
         cache_salt: str = "",
         adapter: str = "",
         add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
     ) -> EngineRequest:
         """A request for the embedding of a text or of token ids; arguments and errors as of `completion`.
 
@@ -159,7 +165,8 @@ class InputProcessor:
             )
         params = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, seed=0)
         self._check(params, request_id, priority, cache_salt, adapter)
-        ids = self._prompt_ids(prompt, add_special_tokens, answers=False)
+        keep = self._num_kept(truncate_prompt_tokens, 0)
+        ids = self._prompt_ids(prompt, add_special_tokens, keep, answers=False)
         return EngineRequest(
             handle=handle,
             request_id=request_id,
@@ -172,10 +179,27 @@ class InputProcessor:
             pooling=pooling,
         )
 
-    def _prompt_ids(self, prompt: str | Sequence[int], add_special_tokens: bool, *, answers: bool) -> list[int]:
+    def _num_kept(self, truncate_prompt_tokens: int | None, max_tokens: int | None) -> int | None:
+        """How many ids of a prompt are kept; None is all."""
+        keep = truncate_prompt_tokens
+        if keep is None:
+            return None
+        if type(keep) is not int or not (keep == -1 or 1 <= keep <= self.max_model_len):
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens cannot be {str(keep)[:24]}.",
+                fix=f"It is -1, or 1 to {self.max_model_len}.",
+                param="truncate_prompt_tokens",
+            )
+        return max(1, self.max_model_len - (1 if max_tokens is None else max_tokens)) if keep == -1 else keep
+
+    def _prompt_ids(
+        self, prompt: str | Sequence[int], add_special_tokens: bool, keep: int | None, *, answers: bool
+    ) -> list[int]:
         if isinstance(prompt, str):
-            return self._encode(prompt, add_special_tokens, answers=answers)
+            return self._encode(prompt, add_special_tokens, keep, answers=answers)
         given: Any = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # numpy and torch
+        if keep is not None and isinstance(given, list):
+            given = given[-keep:]
         validate_prompt(given, self.vocab_size, self.max_model_len, answers=answers)
         return list(given)
 
@@ -187,9 +211,10 @@ class InputProcessor:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        keep: int | None = None,
     ) -> tuple[str, list[int]]:
-        """A conversation's prompt, as text and as token ids; errors as of `chat`."""
-        self._check_chars(sum(map(len, user_strings(messages))), "messages")
+        """A conversation's prompt, as text and as token ids, the last `keep` of them; errors as of `chat`."""
+        self._check_chars(sum(map(len, user_strings([messages, chat_template_kwargs]))), "messages")
         text, ids = self.encode_chat(
             messages,
             tools,
@@ -197,6 +222,8 @@ class InputProcessor:
             continue_final_message=continue_final_message,
             chat_template_kwargs=chat_template_kwargs,
         )
+        if keep is not None:
+            ids = ids[-keep:]
         validate_prompt(ids, self.vocab_size, self.max_model_len)
         return text, ids
 
@@ -245,7 +272,7 @@ class InputProcessor:
                 param="model",
             )
 
-    def _encode(self, text: str, add_special_tokens: bool, *, answers: bool) -> list[int]:
+    def _encode(self, text: str, add_special_tokens: bool, keep: int | None, *, answers: bool) -> list[int]:
         if self.tokenizer is None:
             raise InvalidRequestError(
                 "The server has no tokenizer, so it takes no text.",
@@ -254,6 +281,8 @@ class InputProcessor:
             )
         self._check_chars(len(text), "prompt")
         ids = self.tokenizer.encode(text, add_special_tokens)
+        if keep is not None:
+            ids = ids[-keep:]
         validate_prompt(ids, self.vocab_size, self.max_model_len, answers=answers)
         return ids
 

@@ -16,6 +16,7 @@ _LEGACY = {
     "guided_choice": "choice",
     "guided_grammar": "grammar",
     "guided_json_object": "json_object",
+    "guided_whitespace_pattern": "whitespace_pattern",
 }
 
 

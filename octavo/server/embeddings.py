@@ -39,6 +39,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
     pooling: Literal["last", "mean"] | None = None
     normalize: bool | None = None
     add_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
     priority: int | None = None
     cache_salt: str | None = None
 
@@ -97,6 +98,7 @@ class Embeddings:
                     priority=body.priority or 0,
                     cache_salt=body.cache_salt or "",
                     add_special_tokens=body.add_special_tokens is not False,
+                    truncate_prompt_tokens=body.truncate_prompt_tokens,
                 )
             except InvalidRequestError as error:
                 if error.param == "prompt":

@@ -12,15 +12,17 @@ import msgspec
 import orjson
 
 from octavo import __version__
-from octavo.async_llm import AsyncLLM, UpdateStream, new_id
+from octavo.async_llm import AsyncLLM, new_id
 from octavo.engine.info import EngineInfo
 from octavo.errors import InvalidRequestError, ModelNotFoundError, OctavoError
-from octavo.request import EngineRequest
+from octavo.frontend.update_stream import UpdateStream
+from octavo.request import EngineRequest, SamplingParams
 from octavo.server.chat_parts import Formats, PartsRendering
 from octavo.server.http import ClientGoneError, Exchange, cancel, error_body, shown
 from octavo.server.keep_alive import KeepAlive
 from octavo.server.limits import check_choices
 from octavo.server.protocol import ChatBody, CompletionBody, GenerationBody, decode, decoder
+from octavo.server.protocol_fields import banned_words
 from octavo.server.render import ChatRendering, CompletionRendering, Rendering
 from octavo.server.timing import wants_timing
 from octavo.server.tools import tool_request
@@ -64,8 +66,8 @@ class Generation:
             changes |= {"n": body.best_of, "logprobs": body.logprobs or 0}
         if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
             changes["prompt_logprobs"] = body.logprobs
-        params = body.params(**changes)
-        reply_id = "cmpl-" + new_id()
+        params = self._params(body, **changes)
+        reply_id = "cmpl-" + (body.request_id or new_id())
         requests: list[EngineRequest] = []
         for place, prompt in enumerate(prompts):
             made = await self._llm.completion_request(
@@ -75,14 +77,17 @@ class Generation:
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
                 add_special_tokens=body.add_special_tokens is not False,
+                truncate_prompt_tokens=body.truncate_prompt_tokens,
             )
             requests.append(made)
             if len(prompts) > 1:
                 await asyncio.sleep(0)  # other requests may have their turn
+        if body.truncate_prompt_tokens is not None:
+            prompts = [made.prompt_token_ids for made in requests]
         echoes = self._echoes(prompts) if body.echo else []
         stream = self._submit(requests)
         rendering = CompletionRendering(
-            self._envelope(reply_id, model),
+            self._envelope(reply_id, model, body),
             body,
             stream.opened,
             self._llm.frontend.tokenizer,
@@ -97,13 +102,13 @@ class Generation:
         body.check()
         model = self._model(body)
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        params = body.params(logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        params = self._params(body, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         params = msgspec.structs.replace(params, max_tokens=limit)  # None: up to the model's context
         tools = tool_request(body.tools, body.tool_choice, body.parallel_tool_calls)
         parts = self._formats.parts(tools, include_reasoning=body.include_reasoning is not False)
         if parts is not None:
             params = parts.adjusted(params, tools, self._llm.frontend.tokenizer)
-        reply_id = "chatcmpl-" + new_id()
+        reply_id = "chatcmpl-" + (body.request_id or new_id())
         request = await self._llm.chat_request(
             body.messages or [],
             params,
@@ -111,12 +116,13 @@ class Generation:
             tools=tools.tools if tools is not None and tools.mode != "none" else None,
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=bool(body.continue_final_message),
-            chat_template_kwargs=body.chat_template_kwargs,
+            chat_template_kwargs=body.template_variables(self._llm.frontend.inputs.template_source),
+            truncate_prompt_tokens=body.truncate_prompt_tokens,
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
         )
         stream = self._submit([request])
-        facts = (self._envelope(reply_id, model), body, stream.opened, self._llm.frontend.tokenizer)
+        facts = (self._envelope(reply_id, model, body), body, stream.opened, self._llm.frontend.tokenizer)
         rendering = ChatRendering(*facts) if parts is None else PartsRendering(*facts, parts=parts)
         await answer(exchange, stream, rendering, bool(body.stream))
 
@@ -128,12 +134,20 @@ class Generation:
         """The name to answer with; ModelNotFoundError for one that is not served here."""
         return served_model(body.model, self._names)
 
-    def _envelope(self, reply_id: str, model: str) -> dict[str, Any]:
+    def _params(self, body: GenerationBody, **changes: Any) -> SamplingParams:
+        if body.bad_words:
+            banned = banned_words(body.bad_words, self._llm.frontend.tokenizer)
+            changes["banned_token_ids"] = (*(body.banned_token_ids or ()), *banned)
+        return body.params(**changes)
+
+    def _envelope(self, reply_id: str, model: str, body: GenerationBody) -> dict[str, Any]:
+        tier = {"service_tier": "default"} if body.service_tier is not None else {}
         return {
             "id": reply_id,
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": self._fingerprint,
+            **tier,
         }
 
     def _echoes(self, prompts: list[str | list[int]]) -> list[str]:

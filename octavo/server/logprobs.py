@@ -12,12 +12,14 @@ from octavo.request import TokenLogprobs
 _LEAST = -9999.0  # JSON has no infinity; clients know this number for it
 
 
-def chat_logprobs(entries: Sequence[TokenLogprobs], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """`logprobs` of a chat choice; `bytes` tell what a token of half a character is."""
+def chat_logprobs(
+    entries: Sequence[TokenLogprobs], tokenizer: Tokenizer | None, *, as_ids: bool = False
+) -> dict[str, Any]:
+    """`logprobs` of a chat choice; `bytes` tell what a token of half a character is, `as_ids` which token it is."""
     return {
         "content": [
-            _chat_token(entry.token_id, entry.logprob, tokenizer)
-            | {"top_logprobs": [_chat_token(*top, tokenizer) for top in _top(entry)]}
+            _chat_token(entry.token_id, entry.logprob, tokenizer, as_ids)
+            | {"top_logprobs": [_chat_token(*top, tokenizer, as_ids) for top in _top(entry)]}
             for entry in entries
         ],
         "refusal": None,
@@ -25,7 +27,12 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], tokenizer: Tokenizer | None)
 
 
 def completion_logprobs(
-    entries: Sequence[TokenLogprobs | None], tokenizer: Tokenizer | None, offset: int, first_id: int | None = None
+    entries: Sequence[TokenLogprobs | None],
+    tokenizer: Tokenizer | None,
+    offset: int,
+    first_id: int | None = None,
+    *,
+    as_ids: bool = False,
 ) -> tuple[dict[str, list[Any]], int]:
     """`logprobs` of a completion choice, and the offset of what follows.
 
@@ -33,18 +40,20 @@ def completion_logprobs(
         entries: None for a prompt's first token, which nothing predicts.
         offset: of the first entry's text, in characters.
         first_id: the token that a None stands for.
+        as_ids: name tokens by their ids.
     """
+    names = None if as_ids else tokenizer
     tokens: list[str] = []
     values: list[float | None] = []
     tops: list[dict[str, float] | None] = []
     offsets: list[int] = []
     for entry in entries:
         token_id = first_id if entry is None else entry.token_id
-        tokens.append("" if token_id is None else _spelled(token_id, tokenizer))
+        tokens.append("" if token_id is None else _spelled(token_id, names))
         offsets.append(offset)
         offset += len("" if token_id is None else _text(token_id, tokenizer))
         values.append(None if entry is None else _finite(entry.logprob))
-        top = None if entry is None else {_spelled(i, tokenizer): _finite(p) for i, p in _top(entry)}
+        top = None if entry is None else {_spelled(i, names): _finite(p) for i, p in _top(entry)}
         if top is not None and entry is not None:
             top.setdefault(tokens[-1], _finite(entry.logprob))
         tops.append(top)
@@ -70,9 +79,9 @@ def _top(entry: TokenLogprobs) -> zip[tuple[int, float]]:
     return zip(entry.top_ids, entry.top_logprobs, strict=True)
 
 
-def _chat_token(token_id: int, logprob: float, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _chat_token(token_id: int, logprob: float, tokenizer: Tokenizer | None, as_ids: bool) -> dict[str, Any]:
     raw = tokenizer.token_bytes(token_id) if tokenizer is not None else b""
-    text = raw.decode("utf-8", "replace") if tokenizer is not None else f"token_id:{token_id}"
+    text = raw.decode("utf-8", "replace") if tokenizer is not None and not as_ids else f"token_id:{token_id}"
     return {"token": text, "logprob": _finite(logprob), "bytes": list(raw) if tokenizer is not None else None}
 
 

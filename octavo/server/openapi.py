@@ -23,6 +23,7 @@ from octavo.server.embeddings import EmbeddingBody
 from octavo.server.openapi_bounds import EXTRA_COMPONENTS, ModelFacts, Schema, bounds_of, replacements_of
 from octavo.server.openapi_page import page
 from octavo.server.protocol import ChatBody, CompletionBody
+from octavo.server.protocol_fields import REFUSED
 from octavo.server.tokens import DetokenizeBody, TokenizeBody
 
 _REF = "#/components/schemas/{name}"
@@ -249,13 +250,15 @@ def _bound(schema: Schema, owner: str, endpoint: Endpoint, facts: ModelFacts | N
     """Add to a body's schema what holds beyond its types."""
     bounds, replacements = bounds_of(facts), replacements_of(facts)
     properties: dict[str, Schema] = schema["properties"]
+    for name in REFUSED:
+        properties.pop(name, None)
     for name, each in properties.items():
         each.pop("default", None)  # null, which says nothing
         replacement = replacements.get(f"{owner}.{name}", replacements.get(name))
         if replacement is not None and not _is_boolean(each):
             properties[name] = each = _nullable(replacement) | _kept(each)
         elif name in bounds and not _is_boolean(each):
-            _narrow(each, bounds[name])
+            _narrow(each, bounds.get(f"{owner}.{name}", bounds[name]))
         if name in endpoint.required:
             properties[name] = _not_null(each)
     schema.pop("required", None)

@@ -12,6 +12,7 @@ from typing import Any
 from octavo import validation
 from octavo.grammar.bounds import MAX_CHOICES
 from octavo.request import StructuredOutputs
+from octavo.server import protocol_fields as fields
 from octavo.server.embeddings import MAX_INPUTS
 from octavo.server.protocol import MAX_BEST_OF, MAX_PROMPTS
 from octavo.server.tools import MAX_CALLS, MAX_TOOLS
@@ -75,7 +76,20 @@ def bounds_of(facts: ModelFacts | None) -> dict[str, Schema]:
         "top_logprobs": {"minimum": 0},
         "dimensions": {"minimum": 1},
     }
+    label: Schema = {"maxLength": fields.MAX_LABEL_CHARS}
+    bounds |= dict.fromkeys(("user", "safety_identifier", "prompt_cache_key"), label)
+    bounds["EmbeddingBody.user"] = {}
+    bounds["metadata"] = {
+        "maxProperties": fields.MAX_METADATA,
+        "propertyNames": {"maxLength": fields.MAX_METADATA_KEY_CHARS},
+        "additionalProperties": {"type": "string", **label},
+    }
+    bounds["request_id"] = {"pattern": "^[A-Za-z0-9_.:-]{1,128}$"}
+    word: Schema = {"type": "string", "maxLength": fields.MAX_BAD_WORD_CHARS}
+    bounds["bad_words"] = {"items": word, "maxItems": fields.MAX_BAD_WORDS}
+    bounds["truncate_prompt_tokens"] = {"minimum": -1}
     if facts is not None:
+        bounds["truncate_prompt_tokens"]["maximum"] = facts.max_model_len
         for name in ("max_tokens", "max_completion_tokens"):
             bounds[name]["maximum"] = facts.max_model_len - 1
         bounds["min_tokens"]["maximum"] = facts.max_model_len - 1

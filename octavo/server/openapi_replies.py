@@ -170,6 +170,7 @@ class Completion(Struct):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage
+    service_tier: Literal["default"] | UnsetType = UNSET
     timing: Timing | UnsetType = UNSET
 
 
@@ -244,6 +245,7 @@ class ChatCompletion(Struct):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    service_tier: Literal["default"] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
     timing: Timing | UnsetType = UNSET

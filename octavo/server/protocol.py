@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from octavo.errors import InvalidRequestError
 from octavo.grammar.structured import from_body
 from octavo.request import SamplingParams, StructuredOutputs
+from octavo.server.protocol_fields import OpenAIFields
 from octavo.server.tools import check_tool_messages
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 _AT = re.compile(r" - at `(?:key` in `)?\$(.*?)`$")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 MAX_PROMPTS = 1024
 MAX_BEST_OF = 20
 
@@ -27,10 +29,22 @@ class StreamOptions(msgspec.Struct, kw_only=True):
     """How to stream."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
-class GenerationBody(msgspec.Struct, kw_only=True):
-    """What completions and chat completions share. Those of `_SAMPLING` become fields of `SamplingParams`."""
+class GenerationBody(OpenAIFields, kw_only=True):
+    """What completions and chat completions share. Those of `_SAMPLING` become fields of `SamplingParams`.
+
+    Attributes:
+        bad_words: words that the answer cannot have; each must be a single token.
+        stream_options: `include_usage` adds an event with the counts, `continuous_usage_stats` the counts so far to
+            each event, `include_obfuscation` a filler that makes the events of short texts equally long.
+        truncate_prompt_tokens: keep the last so many tokens of the prompt; -1 as many as the context and max_tokens
+            leave.
+        return_tokens_as_token_ids: logprobs name tokens as "token_id:ID", which tells all of them apart.
+        request_id: the reply's id ends with it.
+    """
 
     model: str | None = None
     n: int | None = None
@@ -69,11 +83,27 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    guided_json_object: bool | None = None
+    guided_whitespace_pattern: str | None = None
+    bad_words: list[str] | None = None
+    truncate_prompt_tokens: int | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: str | None = None
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a chunk that counts tokens."""
         return bool(self.stream_options is not None and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether every chunk of a stream tells the counts so far."""
+        return bool(self.stream_options is not None and self.stream_options.continuous_usage_stats)
+
+    @property
+    def obfuscates(self) -> bool:
+        """Whether the chunks of a stream are filled up."""
+        return bool(self.stream_options is not None and self.stream_options.include_obfuscation)
 
     def params(self, **changes: Any) -> SamplingParams:
         """Sampling parameters; fields that were not sent have their defaults, `changes` go before all."""
@@ -89,7 +119,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
         return SamplingParams(**{name: value for name, value in values.items() if value is not None})
 
     def _structured_outputs(self) -> StructuredOutputs | None:
-        legacy = {name: getattr(self, name) for name in _LEGACY}
+        legacy = {name: getattr(self, name) or None for name in _LEGACY}
         return from_body(self.response_format, self.structured_outputs, legacy)
 
     def check(self) -> None:
@@ -98,8 +128,18 @@ class GenerationBody(msgspec.Struct, kw_only=True):
         Raises:
             InvalidRequestError: names the field.
         """
+        self.check_fields()
+        if self.request_id is not None and not _REQUEST_ID.fullmatch(self.request_id):
+            raise InvalidRequestError(
+                "request_id has characters that an id cannot have, or more than 128.",
+                fix="Send letters, digits, _ . : and -, or none.",
+                param="request_id",
+            )
         if self.stream_options is not None and not self.stream:
             raise _unsupported("stream_options", "goes with stream only", "Set stream to true, or leave it out.")
+        if self.continuous_usage and not self.include_usage:
+            what = "with continuous_usage_stats needs include_usage too"
+            raise _unsupported("stream_options", what, "Set it to true.")
 
 
 _SAMPLING = (
@@ -109,7 +149,8 @@ _SAMPLING = (
 )  # fmt: skip
 
 
-_LEGACY = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+_LEGACY = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_json_object",
+           "guided_whitespace_pattern")  # fmt: skip
 
 
 class CompletionBody(GenerationBody, kw_only=True):
@@ -170,7 +211,12 @@ class CompletionBody(GenerationBody, kw_only=True):
 
 
 class ChatBody(GenerationBody, kw_only=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions.
+
+    Attributes:
+        reasoning_effort: for templates that know it; "none" also switches off the thinking of those that can.
+        documents: for templates that know them; others refuse them.
+    """
 
     messages: list[dict[str, Any]] | None = None
     max_completion_tokens: int | None = None
@@ -185,6 +231,33 @@ class ChatBody(GenerationBody, kw_only=True):
     modalities: list[str] | None = None
     audio: Any = None
     web_search_options: Any = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    documents: list[dict[str, Any]] | None = None
+    echo: bool | None = None
+    add_special_tokens: bool | None = None
+
+    def template_variables(self, template: str) -> dict[str, Any]:
+        """What the chat template gets beside messages and tools.
+
+        Args:
+            template: its Jinja.
+
+        Raises:
+            InvalidRequestError: the template knows no documents.
+        """
+        variables = dict(self.chat_template_kwargs or {})
+        if self.documents:
+            if "documents" not in template:
+                raise _unsupported(
+                    "documents", "are not known to this model's chat template", "Put them into a message."
+                )
+            variables["documents"] = self.documents
+        if self.reasoning_effort is not None:
+            if "reasoning_effort" in template:
+                variables.setdefault("reasoning_effort", self.reasoning_effort)
+            if self.reasoning_effort == "none" and "enable_thinking" in template:
+                variables.setdefault("enable_thinking", False)
+        return variables
 
     def check(self) -> None:
         """As of the base class."""
@@ -196,6 +269,11 @@ class ChatBody(GenerationBody, kw_only=True):
             raise _unsupported("modalities", "other than text are not supported", 'Send ["text"] or leave it out.')
         if self.web_search_options is not None:
             raise _unsupported("web_search_options", "is not supported", "Leave it out.")
+        for name in ("echo", "add_special_tokens"):
+            if getattr(self, name):
+                raise _unsupported(name, "goes with /v1/completions only", "Leave it out.")
+        if "documents" in (self.chat_template_kwargs or {}):
+            raise _unsupported("chat_template_kwargs", "cannot set 'documents'", "Send them as documents.")
         if self.top_logprobs is not None and not self.logprobs:
             raise _unsupported("top_logprobs", "goes with logprobs only", "Set logprobs to true, or leave it out.")
 

@@ -7,6 +7,7 @@ text as JSON; what comes after. Everything rarer goes through dicts.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from octavo.server.protocol import CompletionBody, GenerationBody
 from octavo.server.timing import timing
 
 DONE = b"data: [DONE]\n\n"
+_FILL_BYTES = 64  # events that are filled up differ in length by multiples of this
 
 
 class Rendering:
@@ -60,7 +62,9 @@ class Rendering:
         self._after = b"]" + self._usage + b"}\n\n"
         self._heads = [self._before + b'{"index":%d,' % index + self.text_key for index in range(self.num_choices)]
         self._tail = self.text_end + b',"logprobs":null,"finish_reason":null}' + self._after
-        self._plain = not body.return_token_ids and not self.wants_logprobs
+        self._num_told = 0  # tokens, as far as they do not go the short way
+        self._varies = body.continuous_usage or body.obfuscates  # every event has something of its own
+        self._plain = not body.return_token_ids and not self.wants_logprobs and not self._varies
 
     @property
     def wants_logprobs(self) -> bool:
@@ -86,6 +90,7 @@ class Rendering:
                 if update.text:
                     parts += (heads[first[update.handle] + update.sample.index], dumps(update.text), tail)
             else:
+                self._num_told += len(update.token_ids)
                 parts.append(self._chunk(update, first[update.handle] + update.sample.index))
         return b"".join(parts)
 
@@ -109,7 +114,13 @@ class Rendering:
 
     def event(self, choice: dict[str, Any], extra: bytes = b"") -> bytes:
         """One event with one choice; `extra` is JSON to go beside the choices."""
-        return self._before + orjson.dumps(choice) + b"]" + extra + self._usage + b"}\n\n"
+        usage = self._usage
+        if self._body.continuous_usage:
+            usage = b',"usage":' + orjson.dumps(self.usage(self._num_told))
+        event = self._before + orjson.dumps(choice) + b"]" + extra + usage
+        if self._body.obfuscates:
+            event += b',"obfuscation":"%s"' % secrets.token_hex(_FILL_BYTES)[: -len(event) % _FILL_BYTES].encode()
+        return event + b"}\n\n"
 
     def closing(self) -> bytes:
         """Usage and times, if they are wanted, and the end."""
@@ -129,10 +140,11 @@ class Rendering:
 
     # -- whole replies -------------------------------------------------------------------------------------------
 
-    def usage(self) -> dict[str, Any]:
-        """Token counts of all requests."""
+    def usage(self, most: int | None = None) -> dict[str, Any]:
+        """Token counts of all requests, with at most so many generated tokens: those that were told."""
         prompt = sum(len(request.prompt_token_ids) for request in self._opened)
         completion = sum(self.num_generated(sample) for request in self._opened for sample in request.samples)
+        completion = completion if most is None else min(most, completion)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -233,7 +245,7 @@ class ChatRendering(Rendering):
 
     def logprobs(self, index: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
         """As of the base class."""
-        return chat_logprobs(entries, self.tokenizer)
+        return chat_logprobs(entries, self.tokenizer, as_ids=bool(self._body.return_tokens_as_token_ids))
 
     def message(self, sample: Sample) -> dict[str, Any]:
         """As of the base class."""
@@ -282,13 +294,16 @@ class CompletionRendering(Rendering):
 
     def logprobs(self, index: int, entries: Sequence[TokenLogprobs | None]) -> dict[str, Any]:
         """As of the base class."""
-        told, self._offsets[index] = completion_logprobs(entries, self.tokenizer, self._offsets[index])
+        as_ids = bool(self._body.return_tokens_as_token_ids)
+        told, self._offsets[index] = completion_logprobs(entries, self.tokenizer, self._offsets[index], as_ids=as_ids)
         return told
 
     def _prompt_part(self, index: int, request: OpenRequest) -> dict[str, Any]:
-        first = None if self.tokenizer is None else request.prompt_token_ids[0]
+        as_ids = bool(self._body.return_tokens_as_token_ids)
+        first = request.prompt_token_ids[0] if self.tokenizer is not None or as_ids else None
+        entries = request.prompt_logprobs or [None]
         told, self._offsets[index] = completion_logprobs(
-            request.prompt_logprobs or [None], self.tokenizer, self._offsets[index], first
+            entries, self.tokenizer, self._offsets[index], first, as_ids=as_ids
         )
         return told
 

@@ -11,6 +11,7 @@ import pytest
 from octavo.config import ServerOptions
 from octavo.server.openapi import ENDPOINTS, document
 from octavo.server.protocol import ChatBody, CompletionBody
+from octavo.server.protocol_fields import REFUSED
 
 
 def served(**options):
@@ -38,7 +39,9 @@ def test_a_route_that_is_not_served_is_not_described(server):
 def test_every_field_of_the_bodies_is_there_with_its_bounds(everything):
     schemas = everything.get("/openapi.json").json()["components"]["schemas"]
     for body in (ChatBody, CompletionBody):
-        assert set(schemas[body.__name__]["properties"]) == {each.name for each in msgspec.structs.fields(body)}
+        assert set(schemas[body.__name__]["properties"]) == {each.name for each in msgspec.structs.fields(body)} - {
+            *REFUSED
+        }
     fields = schemas["CompletionBody"]["properties"]
     assert schemas["CompletionBody"]["required"] == ["prompt"]
     assert fields["temperature"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 2}
