@@ -44,10 +44,32 @@ class ToolRequest:
     def constraint(self) -> StructuredOutputs | None:
         """What the whole answer must be: a named function's arguments, or an array of calls; None where it is free."""
         if self.mode == "named":
-            return from_json_schema(dict(self.schemas[self.name]), any_whitespace=False)
+            return from_json_schema(closed(self.schemas[self.name]), any_whitespace=False)
         if self.mode == "required":
-            return from_json_schema(calls_schema(self.schemas, parallel=self.parallel), any_whitespace=False)
+            schemas = {name: closed(schema) for name, schema in self.schemas.items()}
+            return from_json_schema(calls_schema(schemas, parallel=self.parallel), any_whitespace=False)
         return None
+
+
+_OPEN = {
+    *("additionalProperties", "patternProperties", "propertyNames", "unevaluatedProperties", "minProperties"),
+    *("$ref", "$dynamicRef", "allOf", "anyOf", "oneOf", "not", "if", "dependentSchemas", "dependentRequired"),
+}
+"""What may speak of properties that `properties` does not name."""
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a function's parameters, with no others than it names.
+
+    Schemas that clients make of functions' signatures seldom say so, while functions fail for parameters that they do
+    not have, and small models write some. A schema that speaks of further properties stays as it is.
+    """
+    properties, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(properties, Mapping) or schema.get("type") != "object" or _OPEN & set(schema):
+        return dict(schema)
+    if not isinstance(required, list) or any(name not in list(properties) for name in required):
+        return dict(schema)
+    return {**schema, "additionalProperties": False}
 
 
 def calls_schema(schemas: Mapping[str, Mapping[str, Any]], *, parallel: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import openai
 import pytest
 
+from octavo.server.tools import closed
 from octavo.sim import SimOptions
 from tests.server.conftest import joined
 
@@ -269,3 +270,26 @@ def test_openai_client_other_choices(client, choice, script, num_calls):
     for message in (whole, streamed):
         assert len(message.tool_calls or []) == num_calls
         assert (message.content or "") == ("" if num_calls else script)
+
+
+@pytest.mark.parametrize("schema", [{"properties": {}}, {"properties": {"a": {}, "b": {}}, "required": ["a"]}])
+def test_forced_arguments_have_no_others_than_the_schema_names(schema):
+    assert closed({"type": "object", **schema}) == {"type": "object", **schema, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"properties": {"a": {}}, "additionalProperties": {"type": "string"}},
+        {"properties": {"a": {}}, "patternProperties": {"^b": {}}},
+        {"properties": {"a": {}}, "anyOf": [{"required": ["b"]}]},
+        {"properties": {"a": {}}, "$ref": "#/$defs/more"},
+        {"properties": {"a": {}}, "required": ["b"]},
+        {"properties": {"a": {}}, "required": [{}]},
+        {"properties": {"a": {}}, "required": "a"},
+        {"properties": []},
+    ],
+)
+def test_schemas_that_speak_of_further_arguments_stay_open(schema):
+    assert closed({"type": "object", **schema}) == {"type": "object", **schema}

@@ -1,0 +1,32 @@
+"""The `llm` command, with the server as one of its extra OpenAI models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from target import BASE_URL, MODEL, QUESTION
+
+ENTRY = f"- model_id: octavo\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n  supports_schema: true\n"
+
+
+def ask(*arguments: str) -> str:
+    Path(os.environ["LLM_USER_PATH"], "extra-openai-models.yaml").write_text(ENTRY)
+    command = [sys.executable, "-m", "llm", "-m", "octavo", "-o", "temperature", "0", "--key", "none"]
+    return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_a_prompt_is_answered_streamed_and_whole() -> None:
+    streamed = ask(QUESTION, "-o", "max_tokens", "24")
+    assert "red" in streamed.lower()
+    assert ask(QUESTION, "-o", "max_tokens", "24", "--no-stream") == streamed
+
+
+def test_a_schema_is_kept() -> None:
+    schema = {"type": "object", "properties": {"warm": {"type": "boolean"}}, "required": ["warm"]}
+    closed = json.dumps({**schema, "additionalProperties": False})  # an open one lets the model go on with more
+    answer = json.loads(ask("--schema", closed, "Is the sun warm?"))
+    assert list(answer) == ["warm"] and isinstance(answer["warm"], bool)
