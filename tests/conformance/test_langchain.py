@@ -17,7 +17,7 @@ MODELS = {
     "test_agent_loop": "wants a call made freely, as its answer's first and only one",
     "test_unicode_tool_call_integration": "wants a name copied from the prompt",
 }
-"""What takes a model that understands; the default one has 135 million parameters. These may fail, but only by `HOW`."""
+"""What takes a model that understands; the default one has 135 million parameters. These may fail as in `HOW`."""
 HOW = re.compile(
     r"LengthFinishReasonError|validation errors? for Joke|OUTPUT_PARSING_FAILURE|characters not found"
     r"|assert (\{.*\} == \{|''|\[\]|False|\d+ == \d+)|isinstance\(None"
