@@ -69,7 +69,11 @@ def batch(
     num_lines = count_lines(source)
     OutputFile(destination).close()  # what is wrong with it is told before a model is loaded
     ensure_here({"model": config.model.model, "revision": config.model.revision})
-    summary = asyncio.run(_run(config, options, (source, destination), num_lines, max_in_flight))
+    try:
+        summary = asyncio.run(_run(config, options, (source, destination), num_lines, max_in_flight))
+    except KeyboardInterrupt:
+        note(f"What was answered is in {destination}; the same command goes on from there.")
+        raise
     _report(summary, destination)
 
 

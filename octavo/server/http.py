@@ -152,7 +152,9 @@ class Exchange:
     async def start(self, status: int, content_type: bytes, headers: Headers = ()) -> None:
         """Send status and headers."""
         self.status = status
-        lines = [(b"content-type", content_type), (b"x-request-id", self.request_id.encode()), *headers]
+        taken = b"%d" % (1000 * (time.monotonic() - self.begun))
+        own = [(b"x-request-id", self.request_id.encode()), (b"openai-processing-ms", taken)]
+        lines = [(b"content-type", content_type), *own, *headers]
         await self.send({"type": "http.response.start", "status": status, "headers": lines})
 
     async def reply(self, status: int, body: bytes, content_type: bytes, headers: Headers = ()) -> None:

@@ -162,14 +162,22 @@ def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool, facts: ModelF
         ok = {endpoint.media: {"schema": {"type": "string"}}}
     if endpoint.streams:
         ok[_EVENTS] = {}
-    identity = {"x-request-id": {"schema": {"type": "string"}, "description": "The client's, or one made up."}}
+    identity = {
+        "x-request-id": {"schema": {"type": "string"}, "description": "The client's, or one made up."},
+        "openai-processing-ms": {
+            "schema": {"type": "integer"},
+            "description": "From the request's head to the reply's.",
+        },
+    }
+    later = {"retry-after": {"schema": {"type": "integer"}, "description": "Seconds."}}
     meaning = f"{_MEANING[200]} A stream: {endpoint.streams}" if endpoint.streams else _MEANING[200]
     responses: dict[str, Any] = {"200": {"description": meaning, "headers": identity, "content": ok}}
     statuses = {*_OF_ALL, *endpoint.statuses, *(_OF_BODIES if endpoint.body is not None else ())}
     for status in sorted(statuses):
         kind = endpoint.reply if status == 503 and endpoint.unwell else replies.ErrorReply
         content = {_JSON: {"schema": schemas.of(kind)}}
-        responses[str(status)] = {"description": _MEANING[status], "headers": identity, "content": content}
+        headers = identity | (later if status in (429, 503) and not endpoint.unwell else {})
+        responses[str(status)] = {"description": _MEANING[status], "headers": headers, "content": content}
     operation: dict[str, Any] = {
         "operationId": endpoint.method.lower() + re.sub(r"\W+", "_", endpoint.path).rstrip("_"),
         "summary": endpoint.summary,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Literal
 
 import msgspec
@@ -39,7 +40,11 @@ REFUSED: Mapping[str, str] = {
     "functions": "Send them as tools.",
     "lora_path": _NOT_HERE,
 }
-"""Field to what to do instead. null, false and what is empty are taken, as they ask for nothing."""
+"""Field to what to do instead. null, false, 0 and what is empty are taken, as they ask for nothing."""
+
+LABELS = ("user", "safety_identifier", "prompt_cache_key")
+_refused_values = attrgetter(*REFUSED)
+_labels = attrgetter(*LABELS)
 
 
 class RefusedFields(msgspec.Struct, kw_only=True):
@@ -92,13 +97,16 @@ class OpenAIFields(RefusedFields, kw_only=True):
 
     def check_fields(self) -> None:
         """Raises InvalidRequestError: names a field that cannot be acted on, or is out of bounds."""
-        for name, fix in REFUSED.items():
-            if getattr(self, name) not in (None, False, "", [], {}):
-                raise InvalidRequestError(f"{name} is not supported.", fix=fix, param=name, code="unsupported_value")
-        for name in ("user", "safety_identifier", "prompt_cache_key"):
-            if len(getattr(self, name) or "") > MAX_LABEL_CHARS:
-                raise _too_long(name, f"more than {MAX_LABEL_CHARS} characters")
-        metadata = self.metadata or {}
+        if any(_refused_values(self)):
+            name = next(name for name in REFUSED if getattr(self, name))
+            fix = REFUSED[name]
+            raise InvalidRequestError(f"{name} is not supported.", fix=fix, param=name, code="unsupported_value")
+        if any(labels := _labels(self)) and max(len(label or "") for label in labels) > MAX_LABEL_CHARS:
+            name = next(name for name in LABELS if len(getattr(self, name) or "") > MAX_LABEL_CHARS)
+            raise _too_long(name, f"more than {MAX_LABEL_CHARS} characters")
+        metadata = self.metadata
+        if not metadata:
+            return
         if len(metadata) > MAX_METADATA:
             raise _too_long("metadata", f"more than {MAX_METADATA} entries")
         if any(len(key) > MAX_METADATA_KEY_CHARS or len(text) > MAX_LABEL_CHARS for key, text in metadata.items()):

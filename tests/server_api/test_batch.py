@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo import cli
 from octavo.async_llm import AsyncLLM
 from octavo.config import EngineConfig, ServerOptions
 from octavo.errors import ConfigError, EngineDeadError
@@ -316,7 +317,13 @@ def test_the_verb(smollm2_gguf, files):
     answers = {each["custom_id"]: each for each in read(files[1])}
     assert "Paris" in answers["q"]["response"]["body"]["choices"][0]["message"]["content"]
     assert answers[None]["error"]["line"] == 2 and "generated tokens/s" in done.stdout
-    missing = subprocess.run(
-        [*command[:4], "/nowhere.jsonl", str(files[1])], capture_output=True, text=True, timeout=60
-    )
-    assert missing.returncode == 2 and "cannot be read" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["/nowhere.jsonl", "out"], ["in", "/nowhere/out"], ["in", "out", "--max-in-flight", "0"]]
+)
+def test_what_cannot_be_worked_through_ends_with_a_status_of_its_own(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "in", completions(1))
+    assert cli.main(["batch", *arguments]) == 2
+    assert "nowhere" in (told := capsys.readouterr().err) or "max-in-flight" in told
