@@ -187,10 +187,18 @@ def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool, facts: ModelF
     }
     if endpoint.body is not None:
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schemas.of(endpoint.body)}}}
-    if "{model}" in endpoint.path:
-        schema = {"type": "string", "minLength": 1} | ({"enum": list(facts.names)} if facts is not None else {})
-        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": schema}]
+    names = re.findall(r"\{(\w+)\}", endpoint.path)
+    if names:
+        operation["parameters"] = [_parameter(name, facts) for name in names]
     return operation
+
+
+def _parameter(name: str, facts: ModelFacts | None) -> dict[str, Any]:
+    """A part of the path that the client chooses."""
+    schema: Schema = {"type": "string", "minLength": 1}
+    if name == "model" and facts is not None:
+        schema["enum"] = list(facts.names)
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 class _Schemas:

@@ -137,6 +137,8 @@ class GenerationBody(OpenAIFields, kw_only=True):
             )
         if self.stream_options is not None and not self.stream:
             raise _unsupported("stream_options", "goes with stream only", "Set stream to true, or leave it out.")
+        if self.prompt_logprobs is not None and self.stream:
+            raise _unsupported("prompt_logprobs", "do not go with a stream", "Leave one of them out.")
         if self.continuous_usage and not self.include_usage:
             what = "with continuous_usage_stats needs include_usage too"
             raise _unsupported("stream_options", what, "Set it to true.")

@@ -105,12 +105,16 @@ class Rendering:
             choice["finish_reason"] = None
             if self._body.return_token_ids:
                 choice["token_ids"] = update.token_ids
-            event = self.event(choice)
+            event = self.event(choice | self.beginning(index, update.request))
         if update.finish_reason is not None:
             end: dict[str, Any] = {"index": index, **self.delta(None), "logprobs": None}
             end |= {"finish_reason": update.finish_reason, "stop_reason": update.stop_reason}
-            event += self.event(end)
+            event += self.event(end | self.beginning(index, update.request))
         return event
+
+    def beginning(self, index: int, request: OpenRequest) -> dict[str, Any]:
+        """Fields of a choice's first event alone."""
+        return {}
 
     def event(self, choice: dict[str, Any], extra: bytes = b"") -> bytes:
         """One event with one choice; `extra` is JSON to go beside the choices."""
@@ -273,6 +277,7 @@ class CompletionRendering(Rendering):
         self._silent = silent
         self._offsets = [0] * self.num_choices  # characters that logprobs have told of
         self._echoed: set[int] = set()
+        self._begun: set[int] = set()
         self._plain = self._plain and not echoes
 
     def _chunk(self, update: Update, index: int) -> bytes:
@@ -287,6 +292,13 @@ class CompletionRendering(Rendering):
         if self._silent and update.finish_reason != "error":
             update.text, update.logprobs, update.token_ids = "", None, []
         return event + super()._chunk(update, index)
+
+    def beginning(self, index: int, request: OpenRequest) -> dict[str, Any]:
+        """As of the base class."""
+        if not self._body.return_token_ids or index in self._begun:
+            return {}
+        self._begun.add(index)
+        return {"prompt_token_ids": request.prompt_token_ids}
 
     def delta(self, text: str | None) -> dict[str, Any]:
         """As of the base class."""

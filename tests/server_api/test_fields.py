@@ -240,6 +240,22 @@ def test_forms_of_echo_and_logprobs(server, echo, max_tokens):
     assert (told["token_logprobs"][0] is None) == echo
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_prompt_logprobs_are_for_whole_replies(server, path):
+    body = BODIES[path] | {"prompt_logprobs": 1}
+    reply = server.post(path, **body)
+    told = reply if path == CHAT else reply["choices"][0]
+    assert told["prompt_logprobs"][0] is None and len(told["prompt_logprobs"]) == reply["usage"]["prompt_tokens"]
+    assert server.post(path, 400, **body, stream=True)["error"]["param"] == "prompt_logprobs"
+
+
+def test_a_stream_of_completions_tells_the_ids_of_each_prompt_once(server):
+    ids = [server.post("/tokenize", prompt=text)["tokens"] for text in ("ab", "cde")]
+    chunks = server.stream(COMPLETIONS, prompt=["ab", "cde"], n=2, max_tokens=3, return_token_ids=True)
+    told = [(c["choices"][0]["index"], c["choices"][0].get("prompt_token_ids")) for c in chunks]
+    assert sorted(each for each in told if each[1]) == [(0, ids[0]), (1, ids[0]), (2, ids[1]), (3, ids[1])]
+
+
 def test_older_names_of_structured_outputs(start_server):
     from octavo.sim import SimOptions
 
