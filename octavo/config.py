@@ -74,7 +74,7 @@ class CacheOptions:
         min=1,
     )
     num_gpu_blocks_override: int | None = flag(None, "Exact number of KV pages, whatever the memory.", min=1)
-    gpu_memory_utilization: float = flag(0.92, "Share of the GPU's memory to use in all.", min=0.01, max=1.0)
+    gpu_memory_utilization: float = flag(0.95, "Share of the GPU's memory to use in all.", min=0.01, max=1.0)
     enable_prefix_caching: bool = flag(True, "Reuse pages of equal prompt beginnings.")
 
 

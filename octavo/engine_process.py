@@ -6,7 +6,7 @@ import sys
 
 from octavo.config import EngineConfig
 from octavo.engine.core import Engine
-from octavo.engine.phases import Progress
+from octavo.engine.phases import Progress, process_age
 from octavo.engine.process import main
 from octavo.frontend.grammar import encoded_vocabulary
 from octavo.frontend.load import open_tokenizer
@@ -14,7 +14,9 @@ from octavo.frontend.load import open_tokenizer
 
 def model_engine(config: EngineConfig, progress: Progress) -> Engine:
     """The engine of a model; it reads the tokenizer only when the first grammar comes."""
-    return Engine(config, progress, lambda vocab_size: encoded_vocabulary(open_tokenizer(config), vocab_size))
+    age = process_age()
+    before = () if age is None else (("import torch and the engine", age),)
+    return Engine(config, progress, lambda vocab_size: encoded_vocabulary(open_tokenizer(config), vocab_size), before)
 
 
 if __name__ == "__main__":

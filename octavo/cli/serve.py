@@ -66,7 +66,7 @@ def report(info: EngineInfo, url: str, name: str, *, seconds: float, needs_key: 
     for text in info.notes:
         note(f"  {text}")
     rest = seconds - sum(taken for _, taken in info.startup)
-    phases = [(phase, taken) for phase, taken in (*info.startup, ("processes and imports", rest)) if taken >= 0.05]
+    phases = [(phase, taken) for phase, taken in (*info.startup, ("processes and the rest", rest)) if taken >= 0.05]
     if phases:
         note("  " + " · ".join(f"{phase} {taken:.1f} s" for phase, taken in phases))
     note(f"ready after {seconds:.1f} s: {url}/v1")

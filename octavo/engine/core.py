@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from octavo.config import EngineConfig
@@ -22,15 +23,20 @@ class Engine:
 
     Args:
         vocabulary: of the model's tokenizer; without it, requests with a grammar are refused.
+        before: phases of the start that are over, and their seconds.
 
     Raises:
         ModelNotFoundError, ModelFileError, ConfigError: the model cannot be served with these options.
     """
 
     def __init__(
-        self, config: EngineConfig, progress: Progress | None = None, vocabulary: VocabularySource | None = None
+        self,
+        config: EngineConfig,
+        progress: Progress | None = None,
+        vocabulary: VocabularySource | None = None,
+        before: Sequence[tuple[str, float]] = (),
     ):
-        timer = PhaseTimer(progress)
+        timer = PhaseTimer(progress, before)
         loaded = load(config, timer)
         self.info: EngineInfo = loaded.info
         self._runner: StepRunner = loaded.runner

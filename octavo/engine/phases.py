@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 Progress = Callable[[str, float], None]
 """Called with a phase's name and the fraction of it that is done, 0 to 1."""
 
 
-class PhaseTimer:
-    """Times named phases in order, and reports their progress."""
+def process_age() -> float | None:
+    """Seconds since this process began; None where the system does not tell (all but Linux)."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # proc(5), field 22: starttime
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
 
-    def __init__(self, progress: Progress | None = None):
+
+class PhaseTimer:
+    """Times named phases in order, and reports their progress.
+
+    Args:
+        before: phases that are over.
+    """
+
+    def __init__(self, progress: Progress | None = None, before: Sequence[tuple[str, float]] = ()):
         self._progress = progress
-        self.seconds: list[tuple[str, float]] = []
+        self.seconds: list[tuple[str, float]] = list(before)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Callable[[float], None]]:

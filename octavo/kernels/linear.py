@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FEW = 16
 """Most rows that `skinny_linear` is used for."""
+MANY = 1024
+"""Most rows whose products are tuned one by one."""
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -30,6 +32,17 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
             space = _split_space(x.device) if tuning.split > 1 else None
             return skinny_linear(x, weight, bias, tuning=tuning, space=space, pdl=use_pdl(x.device))
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def adds_for_free(x: torch.Tensor) -> bool:
+    """Whether `linear_onto` saves time: for many rows the sum hides behind the product, and the norm after it reads one
+    tensor less. Fewer rows have kernels of their own, which do not add."""
+    return x.is_cuda and len(x) > MANY
+
+
+def linear_onto(x: torch.Tensor, weight: torch.Tensor, residual: torch.Tensor) -> None:
+    """residual [T, N] += x Wᵀ, rounded once."""
+    residual.addmm_(x, weight.t())
 
 
 @functools.cache

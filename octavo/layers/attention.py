@@ -48,8 +48,10 @@ class Attention:
         """How the norm before may hand its rows over."""
         return self.qkv.form
 
-    def __call__(self, x: Activation, batch: ForwardBatch, wanted: torch.Tensor | None = None) -> torch.Tensor:
-        """x [T, hidden] → [T, hidden], or [S, hidden] of the wanted tokens [S]."""
+    def __call__(
+        self, x: Activation, residual: torch.Tensor, batch: ForwardBatch, wanted: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x, residual [T, hidden] → as `Linear.add`, of the wanted tokens [S] if some are named."""
         k_cache, v_cache = batch.kv_caches[self.index]
         scales = self.kv_scales if k_cache.dtype == torch.float8_e4m3fn else None
         q = rope_and_cache(
@@ -66,4 +68,6 @@ class Attention:
         )
         attended = batch.attend(q, k_cache, v_cache, batch.metadata, self.scale, scales)
         attended = attended.view(q.shape[0], self.num_heads * self.head_dim)
-        return self.out(attended if wanted is None else attended[wanted])
+        if wanted is not None:
+            attended, residual = attended[wanted], residual[wanted]
+        return self.out.add(attended, residual)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 
 from octavo.kernels.fp8 import QuantizedRows
 from octavo.layers.context import LayerContext
 from octavo.quant import Form
+from octavo.quant.plain import Plain
 
 Activation = torch.Tensor | QuantizedRows
 """Rows on their way from a norm or a gate into a `Linear`, which alone looks inside."""
@@ -35,3 +38,9 @@ class Linear:
     def __call__(self, x: Activation) -> torch.Tensor:
         """x [T, in_features] → [T, out_features]."""
         return self.scheme.apply(x, self.params)
+
+    def add(self, x: Activation, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the norm after this layer adds up: (x Wᵀ + b, residual), or (their sum in `residual`, None)."""
+        if isinstance(self.scheme, Plain) and self.scheme.add(cast(torch.Tensor, x), self.params, residual):
+            return residual, None
+        return self(x), residual

@@ -24,7 +24,8 @@ class GatedMLP:
         """How the norm before may hand its rows over."""
         return self.gate_up.form
 
-    def __call__(self, x: Activation) -> torch.Tensor:
-        """x [T, hidden] → [T, hidden]."""
+    def __call__(self, x: Activation, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x, residual [T, hidden] → as `Linear.add`."""
         gate_up = self.gate_up(x)
-        return self.down(silu_and_mul_e4m3(gate_up) if self.down.form == "e4m3" else silu_and_mul(gate_up))
+        gated = silu_and_mul_e4m3(gate_up) if self.down.form == "e4m3" else silu_and_mul(gate_up)
+        return self.down.add(gated, residual)

@@ -14,7 +14,7 @@ from octavo.model_config import ModelConfig
 
 
 class LlamaLayer:
-    """norm → attention → norm → gated MLP, with the residual carried beside the hidden states."""
+    """norm → attention → norm → gated MLP, with the residual carried beside the hidden states, or in them (None)."""
 
     def __init__(self, config: ModelConfig, ctx: LayerContext, index: int):
         self.attn_norm = RMSNorm(ctx.at("input_layernorm"), config.hidden_size, config.rms_norm_eps)
@@ -28,13 +28,11 @@ class LlamaLayer:
         residual: torch.Tensor | None,
         batch: ForwardBatch,
         wanted: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        normed, residual = self.attn_norm.into(self.attn.form, x, residual)
-        x = self.attn(normed, batch, wanted)
-        if wanted is not None:
-            residual = residual[wanted]
-        normed, residual = self.mlp_norm.into(self.mlp.form, x, residual)
-        return self.mlp(normed), residual
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        normed, carried = self.attn_norm.into(self.attn.form, x, residual)
+        x, residual = self.attn(normed, carried, batch, wanted)
+        normed, carried = self.mlp_norm.into(self.mlp.form, x, residual)
+        return self.mlp(normed, carried)
 
 
 class Llama:
@@ -49,7 +47,8 @@ class Llama:
 
     def hidden_states(self, batch: ForwardBatch) -> torch.Tensor:
         """[T, hidden], normed: what the head reads; [S, hidden] if the batch says which S tokens are wanted."""
-        x, residual = self.embedding(batch.token_ids), None
+        x: torch.Tensor = self.embedding(batch.token_ids)
+        residual: torch.Tensor | None = None
         for layer in self.layers[:-1]:
             x, residual = layer(x, residual, batch)
         x, residual = self.layers[-1](x, residual, batch, batch.wanted)

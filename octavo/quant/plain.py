@@ -8,7 +8,7 @@ import torch
 
 from octavo.kernels import native
 from octavo.kernels.batch_invariant import invariant_linear
-from octavo.kernels.linear import linear
+from octavo.kernels.linear import adds_for_free, linear, linear_onto
 from octavo.quant import Form, LinearScheme
 
 
@@ -38,6 +38,13 @@ class Plain:
 
     def apply(self, x: torch.Tensor, params: PlainParams) -> torch.Tensor:
         return self._linear(x, params.weight, params.bias)
+
+    def add(self, x: torch.Tensor, params: PlainParams, residual: torch.Tensor) -> bool:
+        """residual += x Wᵀ + b where that is the cheaper way; False, and nothing is done, where it is not."""
+        if self._linear is not linear or params.bias is not None or not adds_for_free(x):
+            return False
+        linear_onto(x, params.weight, residual)
+        return True
 
     def rows(self, ids: torch.Tensor, params: PlainParams) -> torch.Tensor:
         if native.usable(params.weight) and ids.is_contiguous():

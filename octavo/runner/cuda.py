@@ -191,7 +191,8 @@ class CudaRunner:
             return
         sizes = self.graph_sizes()
         with phase("choose products"):
-            count = tune(matrices, [size for size in sizes if size > FEW], self._kept)
+            full = max(self._shape.max_num_batched_tokens, sizes[-1])  # steps of prompts have as many tokens as may be
+            count = tune(matrices, [size for size in [*sizes, full] if size > FEW], self._kept)
             with torch.inference_mode():
                 count += tune_products(fp8_matrices, sizes)
             logger.info("%d products timed", count)
