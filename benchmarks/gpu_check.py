@@ -29,6 +29,7 @@ from octavo.bench.offline import run_workload
 from octavo.bench.profile import profile
 from octavo.bench.record import environment
 from octavo.bench.workloads import WORKLOADS, BenchRequest, fixed
+from octavo.engine.phases import process_age
 
 LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -65,6 +66,7 @@ def bench(names: list[str], repeat: int, profiled: dict[str, int], options: dict
         start = time.perf_counter()
         llm = LLM(scratch, load_format="dummy", skip_tokenizer_init=True, max_model_len=8192, **options)
         out["options"], out["startup_s"] = options, time.perf_counter() - start
+        out["process_to_ready_s"] = process_age()
         out["phases"] = llm.info.startup
         out["memory"] = llm.info.memory
         out["device_free_gib_when_ready"] = free_gib()

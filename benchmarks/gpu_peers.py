@@ -99,7 +99,7 @@ def offline(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str
         result["ratio"] = {
             name: round(result["vllm"][name]["s"] / result["octavo"][name]["s"], 3) for name in names.split(",")
         }
-        result["ratio"]["start"] = round(result["vllm"]["startup_s"] / result["octavo"]["startup_s"], 2)
+        result["ratio"]["start"] = round(result["vllm"]["startup_s"] / result["octavo"]["process_to_ready_s"], 2)
         print("ratio", result["ratio"], flush=True)
     return result
 
