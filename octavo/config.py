@@ -75,6 +75,12 @@ class CacheOptions:
     )
     num_gpu_blocks_override: int | None = flag(None, "Exact number of KV pages, whatever the memory.", min=1)
     gpu_memory_utilization: float = flag(0.95, "Share of the GPU's memory to use in all.", min=0.01, max=1.0)
+    swap_space: float | None = flag(
+        None,
+        "GiB of host memory in which preempted sequences keep their pages instead of being computed anew; default: on "
+        "a GPU 16, at most an eighth of the host's memory; on a CPU 0.",
+        min=0.0,
+    )
     enable_prefix_caching: bool = flag(True, "Reuse pages of equal prompt beginnings.")
 
 

@@ -1,8 +1,8 @@
 """The seam between scheduler and runner: one step as data (int arrays and small structs, never objects).
 
 A plan is applied in a fixed order, which is also why pages and rows may be reused at once:
-free_rows, new_rows, block-table writes, page copies, then the forward pass. Steps run in order on the device,
-so a page freed when step N is committed may be given away by step N+2 while N+1 still writes to it.
+free_rows, new_rows, block-table writes, swap_out, swap_in, page copies, then the forward pass. Steps run in order on
+the device, so a page freed when step N is committed may be given away by step N+2 while N+1 still writes to it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,13 @@ BoolArray = npt.NDArray[np.bool_]
 
 def _empty() -> Int32Array:
     return np.empty(0, np.int32)
+
+
+_NO_PAIRS: Int32Array = np.empty((0, 2), np.int32)
+
+
+def _no_pairs() -> Int32Array:
+    return _NO_PAIRS  # nobody writes to a plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,8 @@ class StepPlan:
         mask_rows: [G], rows that keep a grammar; masks: int32 [G, (V + 31) // 32], bit i of word w allows the token
             32 w + i to be drawn in this step.
         copy_pages: [C, 2] of (source, destination), copied in every layer before the forward pass.
+        swap_out, swap_in: [N, 2] of (page, host slot): pages copied to host memory, then others back from it, in every
+            layer.
     """
 
     step: int
@@ -108,7 +117,9 @@ class StepPlan:
     block_starts: Int32Array = field(default_factory=_empty)
     block_counts: Int32Array = field(default_factory=_empty)
     block_pages: Int32Array = field(default_factory=_empty)
-    copy_pages: Int32Array = field(default_factory=lambda: np.empty((0, 2), np.int32))
+    copy_pages: Int32Array = field(default_factory=_no_pairs)
+    swap_out: Int32Array = field(default_factory=_no_pairs)
+    swap_in: Int32Array = field(default_factory=_no_pairs)
     prompt_logprobs: tuple[PromptLogprobsPlan, ...] = ()
     pooling: tuple[PoolingPlan, ...] = ()
     mask_rows: Int32Array = field(default_factory=_empty)

@@ -242,6 +242,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     num_steps: int = 0
     jump_tokens: int = 0  # generated without being drawn, as a grammar left no other
     last_step: StepFigures = StepFigures()
+    swapped_out_pages: int = 0  # of preempted sequences, copied to host memory
+    swapped_in_pages: int = 0  # and back
 
 
 class StepOutputs(msgspec.Struct, frozen=True, array_like=True):

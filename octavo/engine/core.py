@@ -51,7 +51,8 @@ class Engine:
                 enable_prefix_caching=config.cache.enable_prefix_caching,
                 async_scheduling=config.scheduler.async_scheduling,
                 max_num_queued_reqs=config.scheduler.max_num_queued_reqs,
-            )
+            ),
+            num_host_slots=lambda: loaded.runner.num_host_slots,
         )
         self._run_ahead = config.scheduler.async_scheduling
         self._in_flight: Pending | None = None

@@ -23,6 +23,7 @@ from octavo.models.llama import Llama
 from octavo.models.registry import build_model, check_supported
 from octavo.quant import schemes
 from octavo.runner.cpu import available_cores
+from octavo.runner.host_memory import host_memory_bytes, swap_bytes
 from octavo.runner.memory import MemoryPlan, plan_memory
 from octavo.runner.runner import Runner, StepRunner
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
@@ -71,6 +72,7 @@ def load(options: EngineConfig, timer: PhaseTimer) -> Loaded:
         page_size = options.cache.block_size or (64 if device.type == "cuda" else 16)
         weight_bytes = count_weight_bytes(config, quantization, dtype)
         budget = kv_budget(options, config, device, dtype, limits, still_to_load=weight_bytes)
+        swap = swap_bytes(options.cache.swap_space, device.type, host_memory_bytes())
         plan_memory(
             config, options, kv_dtype, page_size, 0, budget
         )  # refuses impossible options before minutes of loading
@@ -79,11 +81,12 @@ def load(options: EngineConfig, timer: PhaseTimer) -> Loaded:
             torch.cuda.empty_cache()  # what loading held beside the weights is for pages
     with timer.phase("allocate the KV cache"):
         budget = kv_budget(options, config, device, dtype, limits)
-        memory = plan_memory(config, options, kv_dtype, page_size, weight_bytes, budget)
+        memory = plan_memory(config, options, kv_dtype, page_size, weight_bytes, budget, swap)
         runner = _build_runner(model, config, options, memory, kv_dtype, page_size, device, limits)
     if isinstance(runner, Runner):
         return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, device, limits, timer))
     runner.prepare(timer.phase)
+    runner.start_host_memory()
     return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, device, limits, timer))
 
 
@@ -335,6 +338,7 @@ def _build_runner(
             fa3=fa3,
             kept=cache_folder().parent / "products.json",
             share=options.device.shared_prefix_attention,
+            num_host_slots=memory.num_host_slots,
         )
     return Runner(
         model,
@@ -347,6 +351,7 @@ def _build_runner(
         page_size=page_size,
         asynchronous=options.scheduler.async_scheduling,
         record_decodes=not options.device.enforce_eager,
+        num_host_slots=memory.num_host_slots,
     )
 
 

@@ -29,6 +29,7 @@ from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend
 from octavo.kernels.triton.prepare_step import pack_step, prepare_step, write_blocks
 from octavo.kernels.triton.process_logits import process_logits
 from octavo.kernels.triton.sample import Sampler
+from octavo.kernels.triton.swap_pages import PageSwapper
 from octavo.kernels.triton.warm_up import compile_all, recorded
 from octavo.kernels.tuned_fp8 import fp8_matrices_seen
 from octavo.kernels.tuned_linear import matrices_seen, tune
@@ -43,6 +44,7 @@ from octavo.runner.sampler import logprobs_of
 from octavo.runner.sampling_tables import DeviceRows
 from octavo.runner.shared_prefix import FEWEST_ROWS, MAX_HEAD_DIM, SharedPages, shared_sizes
 from octavo.runner.step_buffers import RING, DeviceShape, HostOutputs, StepBuffers, not_owning
+from octavo.runner.swap import HostPages
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +112,7 @@ class CudaRunner:
         fa3: computes prompts; None is the Triton kernel.
         kept: file in which choices made at a start are kept for the next.
         share: read pages that rows share once, in steps where it pays.
+        num_host_slots: pages of preempted sequences that host memory shall hold.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class CudaRunner:
         fa3: Fa3Extend | None = None,
         kept: Path | None = None,
         share: bool = True,
+        num_host_slots: int = 0,
     ):
         self._model, self._kv_caches, self._cos_sin, self._shape = model, kv_caches, cos_sin, shape
         self._device = device = cos_sin.device
@@ -158,7 +162,9 @@ class CudaRunner:
                 device=device,
             )
         self._extend, self._fa3, self._kept = PagedExtend(**heads), fa3, kept
-        self._copy_pages = PageCopier([cache for pair in kv_caches for cache in pair])
+        caches = [cache for pair in kv_caches for cache in pair]
+        self._copy_pages = PageCopier(caches)
+        self._host = HostPages(num_host_slots, PageSwapper(caches), device)
         # By number of rows, without and with sharing: the graph and its logits.
         self._graphs: tuple[dict[int, Graph], dict[int, Graph]] = {}, {}
         self._use_graphs = graphs
@@ -230,13 +236,24 @@ class CudaRunner:
                 for shared in {False, self._shared is not None}:
                     self._mixed_step(plan, shared=shared)
             self._copy_pages(torch.zeros(1, 2, dtype=torch.int32, device=self._device))
+            self._host.compile()
         torch.cuda.synchronize()
         buffers.packed.zero_()
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
+    @property
+    def num_host_slots(self) -> int:
+        """Pages that host memory holds by now."""
+        return self._host.num_ready
+
+    def start_host_memory(self) -> None:
+        """Begin to get memory for pages of preempted sequences; call it when all else is ready."""
+        self._host.start()
+
     def launch(self, plan: StepPlan) -> Pending:
         """Queue a step; steps run in the order of their launch. One that cannot be launched fails its own requests."""
+        self._host.copy(plan.swap_out, plan.swap_in)  # of other requests' pages too: if this raises, nothing is sure
         try:
             with torch.inference_mode():
                 return self._launch(plan)
@@ -281,6 +298,7 @@ class CudaRunner:
     def close(self) -> None:
         """Wait for the device and let go of its memory."""
         torch.cuda.synchronize()
+        self._host.close()
         self._graphs = {}, {}
         self._kv_caches = []
 

@@ -21,6 +21,7 @@ class MemoryPlan:
         page_bytes: keys and values of one page in all layers; page_size: its tokens.
         max_model_len: longest sequence that is served.
         notes: what was cut to fit, for the user.
+        num_host_slots: pages of preempted sequences that host memory holds.
     """
 
     weight_bytes: int
@@ -29,12 +30,14 @@ class MemoryPlan:
     num_pages: int
     max_model_len: int
     notes: tuple[str, ...] = ()
+    num_host_slots: int = 0
 
     def table(self) -> list[tuple[str, str]]:
         """(item, amount) pairs for the start report."""
         return [
             ("weights", _size(self.weight_bytes)),
             (f"KV cache, {self.num_pages} pages", _size(self.num_pages * self.page_bytes)),
+            (f"swap space on the host, {self.num_host_slots} pages", _size(self.num_host_slots * self.page_bytes)),
             ("longest sequence", f"{self.max_model_len} tokens"),
         ]
 
@@ -52,10 +55,12 @@ def plan_memory(
     page_size: int,
     weight_bytes: int,
     budget: int | None = None,
+    swap_bytes: int = 0,
 ) -> MemoryPlan:
     """The number of pages and the longest sequence.
 
     Args:
+        swap_bytes: of host memory for pages of preempted sequences.
         budget: bytes for pages where the options name none; None is a CPU's default.
 
     Raises:
@@ -100,7 +105,7 @@ def plan_memory(
     notes = []
     if asked is None and fits < trained:
         notes.append(f"The context is {fits} tokens, not {trained}: raise --kv-cache-memory-bytes for more.")
-    return MemoryPlan(weight_bytes, each, size, pages, asked or min(trained, fits), tuple(notes))
+    return MemoryPlan(weight_bytes, each, size, pages, asked or min(trained, fits), tuple(notes), swap_bytes // each)
 
 
 def _size(count: int) -> str:

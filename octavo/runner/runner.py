@@ -34,6 +34,11 @@ class Pending(Protocol):
 class StepRunner(Protocol):
     """What the engine asks of a device: steps run in the order of their launch."""
 
+    @property
+    def num_host_slots(self) -> int:
+        """Pages that host memory holds by now, for `StepPlan.swap_out`; it never shrinks."""
+        ...
+
     def launch(self, plan: StepPlan) -> Pending: ...
 
     def close(self) -> None: ...
@@ -58,6 +63,7 @@ class Runner:
         kv_caches: per layer (keys, values), each [num_pages, num_kv_heads, page_size, head_dim].
         cos_sin: float32 [max_model_len, head_dim].
         record_decodes: replay steps of few decodes, see `octavo.runner.graphs`.
+        num_host_slots: pages that are kept for preempted sequences, beside the pool.
     """
 
     def __init__(
@@ -73,10 +79,13 @@ class Runner:
         page_size: int,
         asynchronous: bool,
         record_decodes: bool = True,
+        num_host_slots: int = 0,
     ):
         self._model, self._kv_caches, self._cos_sin, self._attend = model, kv_caches, cos_sin, attend
         # Pages as bytes: numpy copies a few of them in a thread's time, torch's indexing calls all threads together.
         self._pages = [cache.view(torch.uint8).view(len(cache), -1).numpy() for pair in kv_caches for cache in pair]
+        self.num_host_slots = num_host_slots
+        self._host = [np.empty((num_host_slots, pages.shape[1]), np.uint8) for pages in self._pages]
         self._rows = RowTable(max_num_seqs, max_model_len, page_size)
         self._sampler = Sampler(SamplerState(max_num_seqs, vocab_size))
         self._graphs = DecodeGraphs(self._logits_of_all, self._rows) if record_decodes else None
@@ -95,7 +104,7 @@ class Runner:
         """Wait for what was launched and let go of the memory."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
-        self._kv_caches, self._pages = [], []
+        self._kv_caches, self._pages, self._host = [], [], []
 
     def _run(self, plan: StepPlan) -> StepResult:
         """A step whose computation raises, fails its own requests: every row is reported in `failed`."""
@@ -127,6 +136,10 @@ class Runner:
                 broken.add(new_row.row)
         for row, words in zip(plan.mask_rows.tolist(), plan.masks, strict=True):
             self._sampler.state.set_mask(row, words)
+        if len(plan.swap_out) or len(plan.swap_in):
+            for pages, host in zip(self._pages, self._host, strict=True):
+                host[plan.swap_out[:, 1]] = pages[plan.swap_out[:, 0]]
+                pages[plan.swap_in[:, 0]] = host[plan.swap_in[:, 1]]
         if len(plan.copy_pages):
             sources, destinations = plan.copy_pages.T
             for pages in self._pages:

@@ -1,10 +1,12 @@
-"""What can never run is refused before it waits."""
+"""What can never run is refused before it waits; what runs begins with what is cached."""
 
 from __future__ import annotations
 
 from octavo.errors import ContextLengthError, InvalidRequestError
+from octavo.kv import PagePool
 from octavo.request import EngineRequest
 from octavo.scheduler.config import SchedulerConfig
+from octavo.scheduler.sequence import Sequence
 
 
 def check_request(request: EngineRequest, config: SchedulerConfig) -> None:
@@ -42,3 +44,11 @@ def _check_beams(request: EngineRequest, config: SchedulerConfig) -> None:
             fix="Ask for fewer beams or a smaller max_tokens, or raise --kv-cache-memory-bytes.",
             param="max_tokens",
         )
+
+
+def cached_pages(sequence: Sequence, pool: PagePool, config: SchedulerConfig) -> list[int]:
+    """Indexed pages of its beginning; the last known token is always computed anew, for its logits."""
+    if not config.enable_prefix_caching or sequence.needs_all_states:
+        return []
+    count = (len(sequence.tokens) - 1) // config.page_size
+    return pool.find(sequence.extend_digests(sequence.tokens, count, config.page_size))

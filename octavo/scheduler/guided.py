@@ -90,6 +90,11 @@ class Guided:
         rows, words = zip(*masked, strict=True)
         return dataclasses.replace(plan, mask_rows=np.array(rows, np.int32), masks=np.stack(words))
 
+    def commit_rows(self, rows: list[int], outputs: Collected) -> int:
+        """Follow the newest tokens of those rows that are guided; returns how many tokens were added to them."""
+        guided = [row for row in rows if self._hands.rows.owner[row] in self.guides]
+        return sum(self.commit(row, outputs) for row in guided)
+
     def commit(self, row: int, outputs: Collected) -> int:
         """Follow a row's newest token, unless that ended the sequence; returns how many tokens were added to it."""
         sequence = self._hands.rows.owner[row]

@@ -7,13 +7,14 @@ from collections.abc import Sequence as Many
 from octavo.kv import PagePool
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sequence import Phase, Sequence
+from octavo.scheduler.swap import Swap
 
 
-def check_invariants(rows: Rows, pool: PagePool, running: Many[Sequence], page_size: int, *, idle: bool) -> None:
-    """Compare rows, running sequences and pages.
+def check_invariants(rows: Rows, pool: PagePool, swap: Swap, running: Many[Sequence], *, idle: bool) -> None:
+    """Compare rows, running sequences, pages and host slots.
 
     Args:
-        idle: no request is open, so every page must be free.
+        idle: no request is open, so every page and slot must be free.
 
     Raises:
         RuntimeError: names the first thing that does not hold.
@@ -26,9 +27,10 @@ def check_invariants(rows: Rows, pool: PagePool, running: Many[Sequence], page_s
         row = sequence.row
         if rows.owner[row] is not sequence or sequence.phase is not Phase.RUNNING:
             raise RuntimeError(f"row {row} is not the row of the sequence that says so")
-        if rows.computed[row] > rows.num_pages[row] * page_size:
+        if rows.computed[row] > rows.num_pages[row] * swap.page_size:
             raise RuntimeError(f"row {row} has computed more tokens than its pages hold")
         if rows.computed[row] > rows.known[row] + rows.in_flight[row]:
             raise RuntimeError(f"row {row} has computed tokens that nothing brings")
     if idle and pool.num_free != pool.num_pages:
         raise RuntimeError("nothing is open, but pages are owned")
+    swap.check(idle=idle)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from octavo.kv import PagePool
 from octavo.plan import BoolArray, NewRow, StepPlan, StepResult
 from octavo.request import EngineRequest, EngineStats, Finished, Started, StepOutputs
 from octavo.scheduler import beams_rows
-from octavo.scheduler.admission import check_request
+from octavo.scheduler.admission import cached_pages, check_request
 from octavo.scheduler.beams_rows import BeamRun, BeamRuns, Hands
 from octavo.scheduler.collected import Collected
 from octavo.scheduler.config import SchedulerConfig
@@ -28,6 +29,7 @@ from octavo.scheduler.logprobs import sample_logprobs, scored_prompt
 from octavo.scheduler.queue import WaitingQueue
 from octavo.scheduler.rows import Rows
 from octavo.scheduler.sequence import Group, Phase, Sequence, make_group
+from octavo.scheduler.swap import Swap
 from octavo.scheduler.victim import choose_victim
 
 
@@ -35,10 +37,10 @@ class Scheduler:
     """Plans steps and takes their results.
 
     With `async_scheduling`, `plan` may be called once more before the result of the plan before it is committed; it
-    then assumes that the tokens in flight arrive.
+    then assumes that the tokens in flight arrive. `num_host_slots` tells how many pages host memory holds by now.
     """
 
-    def __init__(self, config: SchedulerConfig):
+    def __init__(self, config: SchedulerConfig, num_host_slots: Callable[[], int] = int):
         self.config = config
         self.pool = PagePool(config.num_pages)
         self._rows = Rows(config.max_num_seqs, config.max_model_len, config.page_size)
@@ -50,6 +52,7 @@ class Scheduler:
         self._beams = BeamRuns()
         self._hands = Hands(self._rows, self.pool, config.page_size, self._start_row, self._take_chunk, self._leave_row)
         self._guided = Guided(self._hands, self._chunking.append, self._end)
+        self._swap = Swap(num_host_slots, config.page_size)
         self._launched: deque[Launched] = deque()
         self._clock = StepClock()
         self._freed_rows: list[int] = []
@@ -129,6 +132,7 @@ class Scheduler:
         plan, launched = draft.build(self._step, self._rows, self._freed_rows)
         if self._guided.guides:
             plan = self._guided.add_masks(plan, launched)
+        plan = self._swap.add_copies(plan)
         self._launched.append(launched)
         self._freed_rows = []
         self._step += 1
@@ -221,24 +225,20 @@ class Scheduler:
             beams = self._beams.get(sequence.request.handle)
             if beams is not None and self._rows_taken + sequence.request.params.n > self.config.max_running:
                 return
-            cached = self._cached_pages(sequence)
+            cached = cached_pages(sequence, self.pool, self.config)
             needed = -(-len(sequence.tokens) // self.config.page_size) - len(cached)
             room = self.pool.num_free - self.pool.num_free_among(cached)
             if needed + (beams.pages_to_admit() if beams is not None else 0) > room:
                 return
             self._queue.pop()
             self.pool.share(cached)
-            computed = len(cached) * self.config.page_size
-            self._count_admission(sequence, computed)
-            self._start_row(sequence, cached + self.pool.allocate(needed), computed, draft)
+            pages, settled = cached + self.pool.allocate(needed), len(cached) * self.config.page_size
+            computed = self._swap.restore(sequence, pages, len(cached))
+            self._count_admission(sequence, settled)
+            self._start_row(sequence, pages, computed, draft)
+            sequence.settled = settled  # what is swapped in is indexed: the copy comes before whoever may read it
+            self._settle(sequence, computed)
             self._take_chunk(sequence, draft)
-
-    def _cached_pages(self, sequence: Sequence) -> list[int]:
-        """Indexed pages of its beginning; the last known token is always computed anew, for its logits."""
-        if not self.config.enable_prefix_caching or sequence.needs_all_states:
-            return []
-        count = (len(sequence.tokens) - 1) // self.config.page_size
-        return self.pool.find(sequence.extend_digests(sequence.tokens, count, self.config.page_size))
 
     def _count_admission(self, sequence: Sequence, cached: int) -> None:
         group = self._groups[sequence.request.handle]
@@ -272,7 +272,8 @@ class Scheduler:
             self._running.sort(key=lambda s: s.key)
 
     def _preempt(self, pages_needed: int) -> None:
-        """Take one sequence's row and pages away; it comes back with what it knows and is computed anew.
+        """Take one sequence's row and pages away; it comes back with what it knows; what was not swapped
+        out is computed anew.
 
         Its token in flight is dropped with the row's epoch. The draw is a function of seed and position, so the same
         token is drawn again.
@@ -284,9 +285,10 @@ class Scheduler:
             self._queue.push(beams.preempt())
             return
         row = victim.row
+        self._settle_generated(victim)
         victim.tokens = self._rows.tokens[row, : self._rows.known[row]].copy()
         victim.resumes = True
-        self._settle_generated(victim)
+        self._swap.save(victim, self._rows.pages(row))
         self._leave_row(victim)
         self._queue.push(victim)
 
@@ -334,7 +336,7 @@ class Scheduler:
             outputs.handles, outputs.indices = rows.handle.take(plain).tolist(), rows.index.take(plain).tolist()
             self._commit_tokens(plain, members, result, places[~of_beams], outputs)
             if self._guided.guides:
-                self._commit_guided(plain, outputs)
+                self._generated += self._guided.commit_rows(plain.tolist(), outputs)
         if len(plain) < len(sampled) and result.logprobs is not None:
             carriers = [rows.owner[row] for row in sampled[of_beams].tolist()]
             for run in self._beams.arrive(carriers, places[of_beams].tolist(), result.logprobs):
@@ -343,11 +345,6 @@ class Scheduler:
                 self._generated += len(outputs.tokens) - before
                 for sequence in run.group.open:
                     self._end(sequence)
-
-    def _commit_guided(self, sampled: npt.NDArray[np.intp], outputs: Collected) -> None:
-        for row in sampled.tolist():
-            if self._rows.owner[row] in self._guided.guides:
-                self._generated += self._guided.commit(row, outputs)
 
     def _fail(self, sequence: Sequence, outputs: Collected) -> None:
         """A row that failed takes its request with it, and no other."""
@@ -450,6 +447,7 @@ class Scheduler:
             self._queue.charge(sequence.request.tenant, generated)
             self._leave_row(sequence)
         sequence.phase = Phase.ENDED
+        self._swap.drop(sequence)
         self._guided.guides.pop(sequence, None)
         if sequence.index == 0 and sequence.request.handle not in self._beams:
             self._orphan(group)
@@ -493,8 +491,10 @@ class Scheduler:
             num_steps=self._step,
             jump_tokens=self._guided.num_jumped,
             last_step=self._clock.last,
+            swapped_out_pages=self._swap.num_out,
+            swapped_in_pages=self._swap.num_in,
         )
 
     def check(self) -> None:
         """Verify the invariants of README.md; raises RuntimeError with the first that does not hold."""
-        check_invariants(self._rows, self.pool, self._running, self.config.page_size, idle=not self._groups)
+        check_invariants(self._rows, self.pool, self._swap, self._running, idle=not self._groups)

@@ -161,6 +161,13 @@ class Metrics:
                 stats.num_free_pages,
             ),
             ("evictions_total", "counter", "Cached pages given to something else.", stats.num_evictions),
+            (
+                "swapped_out_pages_total",
+                "counter",
+                "Pages of preempted sequences copied to host memory.",
+                stats.swapped_out_pages,
+            ),
+            ("swapped_in_pages_total", "counter", "Pages copied back from host memory.", stats.swapped_in_pages),
             ("steps_total", "counter", "Steps of the engine.", stats.num_steps),
             ("jump_tokens_total", "counter", "Tokens that a grammar left no choice about.", stats.jump_tokens),
             ("admission_rejections_total", "counter", "Requests refused with 503 or 429.", self.rejected),

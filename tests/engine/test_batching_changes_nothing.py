@@ -97,12 +97,15 @@ def solo(engine: Engine, request: EngineRequest) -> Collected:
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 @pytest.mark.parametrize(
-    ("seed", "policy", "run_ahead"), [(1, "fcfs", True), (2, "priority", True), (3, "fcfs", False)]
+    ("seed", "policy", "run_ahead", "swap_space"),
+    [(1, "fcfs", True, 0), (2, "priority", True, 0.001), (3, "fcfs", False, 0), (4, "fcfs", True, 0.001)],
 )
-def test_storm(tiny: Path, quantization: str, seed: int, policy: str, run_ahead: bool) -> None:
+def test_storm(tiny: Path, quantization: str, seed: int, policy: str, run_ahead: bool, swap_space: float) -> None:
     rng = random.Random(seed)
     shared = {"model": str(tiny), "quantization": quantization, "threads": 1, **POOL}
-    config = EngineConfig.of(**shared, scheduling_policy=policy, async_scheduling=run_ahead, max_num_batched_tokens=24)
+    config = EngineConfig.of(
+        **shared, scheduling_policy=policy, async_scheduling=run_ahead, max_num_batched_tokens=24, swap_space=swap_space
+    )
     requests = random_requests(seed)
     got = {request.handle: Collected() for request in requests}
     waiting, aborted = list(requests), set()
@@ -123,6 +126,7 @@ def test_storm(tiny: Path, quantization: str, seed: int, policy: str, run_ahead:
         assert stats.num_free_pages == stats.num_pages
         assert stats.num_preemptions > 0
         assert stats.prefix_hits > 0
+        assert (stats.swapped_in_pages > 0) == (swap_space > 0)
         assert stats.num_running == stats.num_waiting == 0
     assert 0 < len(aborted) < 20
     # Attention sums in another order in another batch; rounding to 8 bits makes that last bit a little larger.

@@ -36,6 +36,7 @@ from octavo.kernels.triton.shared_prefix import SharedPrefix
 from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
 from octavo.kernels.triton.skinny_fp8 import skinny_fp8
 from octavo.kernels.triton.skinny_linear import SplitSpace, Tuning, skinny_linear
+from octavo.kernels.triton.swap_pages import PageSwapper
 from octavo.kernels.triton.warm_up import recorded
 from octavo.kernels.tuned_fp8 import candidates
 
@@ -132,6 +133,8 @@ def glue_calls(fp8: bool) -> list[Callable[[], object]]:
         lambda: write_blocks(ints, table),
         lambda: prepare_step(ints, table, ints, page_size=64, **inputs),
         lambda: PageCopier([kv, kv])(ints.view(-1, 2)),
+        lambda: PageSwapper([kv, kv])(longs.view(-1, 2), to_host=True),
+        lambda: PageSwapper([kv, kv])(longs.view(-1, 2), to_host=False),
     ]
     if fp8:
         calls += [lambda: rms_norm_fp8(x, x, weight, 1e-5), lambda: silu_and_mul_fp8(gate_up)]

@@ -13,6 +13,7 @@ from octavo.kernels.triton.embedding import embedding
 from octavo.kernels.triton.rms_norm import add_rms_norm, rms_norm, rms_norm_fp8
 from octavo.kernels.triton.rope_and_cache import rope_and_cache
 from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
+from octavo.kernels.triton.swap_pages import PageSwapper
 
 BF16 = 4e-3
 E4M3 = 4e-2
@@ -129,4 +130,29 @@ def test_copy_pages_in_every_layer(dtype, device):
     expected[:, :, 6] = expected[:, :, 1]
     expected[:, :, 0] = expected[:, :, 7]
     PageCopier(caches)(torch.tensor([[1, 6], [7, 0]], dtype=torch.int32, device=device))
+    assert torch.equal(storage.view(torch.uint8), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_swap_pages_in_every_layer(dtype, device):
+    """To slots of host memory and back into other pages; nothing else is written, on either side."""
+    storage = randn(3, 2, 8, 2, 64, 40, dtype=torch.float32).to(dtype).to(device)
+    caches = [storage[layer, kind] for layer in range(3) for kind in range(2)]
+    swap = PageSwapper(caches)
+    assert swap.slot_bytes == 6 * 2 * 64 * 40 * dtype.itemsize
+    host = torch.full((4, swap.slot_bytes), 85, dtype=torch.uint8)
+    host = host.pin_memory() if device.type == "cuda" else host
+
+    def pairs(*found: tuple[int, int]) -> torch.Tensor:
+        return torch.tensor([(page, host[slot].data_ptr()) for page, slot in found], device=device)
+
+    expected = storage.view(torch.uint8).clone()
+    swap(pairs((1, 3), (7, 0)), to_host=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    kept = expected[:, :, [7, 1]].cpu().movedim(2, 0).reshape(2, -1)
+    assert torch.equal(host[[0, 3]], kept) and (host[1:3] == 85).all()
+    assert torch.equal(storage.view(torch.uint8), expected)
+    swap(pairs((6, 3), (1, 0)), to_host=False)
+    expected[:, :, [6, 1]] = expected[:, :, [1, 7]]
     assert torch.equal(storage.view(torch.uint8), expected)

@@ -24,18 +24,19 @@ class Got:
 
 
 class Driver:
-    def __init__(self, **config: Any):
+    def __init__(self, *, num_host_slots: int = 0, **config: Any):
         defaults: dict[str, Any] = {
             "max_num_seqs": 8, "max_num_batched_tokens": 32, "max_model_len": 64, "num_pages": 32, "page_size": 4,
         }  # fmt: skip
         self.config = SchedulerConfig(**{**defaults, **config})
-        self.scheduler = Scheduler(self.config)
+        self.scheduler = Scheduler(self.config, lambda: num_host_slots)
         self.runner = FakeRunner(
             num_pages=self.config.num_pages,
             page_size=self.config.page_size,
             max_num_seqs=self.config.max_num_seqs,
             max_model_len=self.config.max_model_len,
             vocab_size=VOCAB,
+            num_host_slots=num_host_slots,
         )
         self.pipeline = Pipeline(self.runner)
         self.got: dict[int, Got] = {}

@@ -15,9 +15,19 @@ from octavo.plan import LogprobArrays, NewRow, StepPlan, StepResult
 
 
 class FakeRunner:
-    def __init__(self, *, num_pages: int, page_size: int, max_num_seqs: int, max_model_len: int, vocab_size: int):
+    def __init__(
+        self,
+        *,
+        num_pages: int,
+        page_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        vocab_size: int,
+        num_host_slots: int = 0,
+    ):
         self.page_size, self.vocab_size = page_size, vocab_size
         self.pages = np.full((num_pages, page_size), -1, np.int64)
+        self.host = np.full((num_host_slots, page_size), -1, np.int64)
         self.table = np.full((max_num_seqs, -(-max_model_len // page_size)), -1, np.int64)
         self.last = np.full(max_num_seqs, -1, np.int64)
         self.rows: dict[int, NewRow] = {}
@@ -73,6 +83,10 @@ class FakeRunner:
         ):
             self.table[row, start : start + count] = plan.block_pages[at : at + count]
             at += count
+        for page, slot in plan.swap_out.tolist():
+            self.host[slot] = self.pages[page]
+        for page, slot in plan.swap_in.tolist():
+            self.pages[page] = self.host[slot]
         for source, destination in plan.copy_pages.tolist():
             self.pages[destination] = self.pages[source]
         ones = plan.query_lens == 1

@@ -19,9 +19,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         pages=st.integers(14, 24),
         budget=st.integers(4, 24),
         caching=st.booleans(),
+        host_slots=st.sampled_from([0, 5, 100]),
     )
-    def start(self, run_ahead: bool, policy: str, pages: int, budget: int, caching: bool) -> None:
+    def start(self, run_ahead: bool, policy: str, pages: int, budget: int, caching: bool, host_slots: int) -> None:
         self.driver = Driver(
+            num_host_slots=host_slots,
             async_scheduling=run_ahead,
             policy=policy,
             num_pages=pages,

@@ -78,6 +78,18 @@ def test_batching_changes_nothing(seed: int, run_ahead: bool, policy: str) -> No
     assert stats.num_preemptions > 0 and stats.prefix_hits > 0 and stats.num_evictions > 0
 
 
+@pytest.mark.parametrize("num_host_slots", [7, 200])
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("run_ahead", [True, False])
+def test_swapping_changes_nothing(num_host_slots: int, caching: bool, run_ahead: bool) -> None:
+    driver = Driver(
+        num_host_slots=num_host_slots, enable_prefix_caching=caching, async_scheduling=run_ahead, max_num_seqs=12
+    )
+    storm(random.Random(num_host_slots), driver)
+    stats = driver.scheduler.stats()
+    assert 0 < stats.swapped_in_pages <= stats.swapped_out_pages
+
+
 @pytest.mark.parametrize("budget", [1, 2, 5])
 @pytest.mark.parametrize("run_ahead", [True, False])
 def test_a_budget_of_a_few_tokens_changes_nothing(budget: int, run_ahead: bool) -> None:
