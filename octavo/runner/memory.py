@@ -34,10 +34,11 @@ class MemoryPlan:
 
     def table(self) -> list[tuple[str, str]]:
         """(item, amount) pairs for the start report."""
+        swap = f"swap space on the host, {self.num_host_slots} pages"
         return [
             ("weights", _size(self.weight_bytes)),
             (f"KV cache, {self.num_pages} pages", _size(self.num_pages * self.page_bytes)),
-            (f"swap space on the host, {self.num_host_slots} pages", _size(self.num_host_slots * self.page_bytes)),
+            *([(swap, _size(self.num_host_slots * self.page_bytes))] if self.num_host_slots else []),
             ("longest sequence", f"{self.max_model_len} tokens"),
         ]
 
