@@ -14,7 +14,7 @@ import pytest
 from tests.conformance.environment import Clients, UnavailableError, make_environment
 from tests.patience import BUSY
 
-MAX_TOKENS = 64
+MAX_TOKENS = 48
 """Where a request names no bound: the default model may ramble for thousands of tokens."""
 
 NAMES = (
@@ -46,7 +46,7 @@ def server(smollm2_gguf: Path, clients_folder: Path, tmp_path_factory: pytest.Te
     """The base URL, without /v1, of `octavo serve`."""
     log = tmp_path_factory.mktemp("conformance") / "server.log"
     names = [part for name in NAMES for part in ("--served-model-name", name)]
-    limits = ["--max-model-len", "4096", "--default-max-tokens", str(MAX_TOKENS)]
+    limits = ["--threads", "1", "--max-model-len", "4096", "--default-max-tokens", str(MAX_TOKENS)]
     command = [sys.executable, "-m", "octavo.cli", "serve", str(smollm2_gguf), "--port", "0", *names, *limits]
     with log.open("w") as output:
         process = subprocess.Popen([*command, "--enable-tokenizer-info-endpoint"], stderr=output)

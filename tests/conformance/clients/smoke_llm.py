@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+from click.testing import CliRunner
+from llm.cli import cli
 from target import BASE_URL, MODEL, QUESTION
 
 ENTRY = f"- model_id: octavo\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n  supports_schema: true\n"
@@ -15,8 +15,9 @@ ENTRY = f"- model_id: octavo\n  model_name: {MODEL}\n  api_base: {BASE_URL}\n  s
 
 def ask(*arguments: str) -> str:
     Path(os.environ["LLM_USER_PATH"], "extra-openai-models.yaml").write_text(ENTRY)
-    command = [sys.executable, "-m", "llm", "-m", "octavo", "-o", "temperature", "0", "--key", "none"]
-    return subprocess.run([*command, *arguments], check=True, capture_output=True, text=True, timeout=60).stdout
+    done = CliRunner().invoke(cli, ["-m", "octavo", "-o", "temperature", "0", "--key", "none", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def test_a_prompt_is_answered_streamed_and_whole() -> None:
