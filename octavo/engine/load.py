@@ -29,6 +29,7 @@ from octavo.runner.runner import Runner, StepRunner
 from octavo.weights.checkpoint import Checkpoint, open_checkpoint
 from octavo.weights.dummy import DummySource
 from octavo.weights.resolve import cache_folder, resolve
+from octavo.weights.upload import Uploader
 
 if TYPE_CHECKING:
     from octavo.runner.cuda import CudaRunner
@@ -219,7 +220,8 @@ def _load_weights(
             report(min(1.0, taken / total))
 
         held = schemes(quantization, invariant=options.device.batch_invariant)
-        ctx = LayerContext(checkpoint.weights, device, dtype, held, progress=progress)
+        upload = Uploader(device) if device.type == "cuda" else None
+        ctx = LayerContext(checkpoint.weights, device, dtype, held, progress=progress, upload=upload)
         with torch.inference_mode():
             return build_model(config, ctx)
 

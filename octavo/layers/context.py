@@ -26,6 +26,7 @@ class LayerContext:
         device, dtype: where weights live, and the compute type.
         schemes: how matrices are held (plain, int8, ...).
         prefix: dotted name of this place, with its final dot.
+        upload: copies a host's tensor into the device's; None is torch's own way.
         progress: called with the number of parameters after each tensor is taken.
     """
 
@@ -35,6 +36,7 @@ class LayerContext:
     schemes: Schemes
     prefix: str = ""
     progress: Callable[[int], None] = lambda count: None
+    upload: Callable[[torch.Tensor, torch.Tensor], None] | None = None
 
     def at(self, name: str) -> LayerContext:
         """The context of a child, as `ctx.at("layers").at("0")` or `ctx.at("layers.0")`."""
@@ -74,9 +76,19 @@ class LayerContext:
         if held is not None:
             return held
         matrices = [self.take(f"{name}weight", (rows, in_features)) for name, rows in at.items()]
-        weight = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+        weight = self.stacked(matrices)
         scheme = (self.schemes.for_head if head else None) or self.schemes.usual
         return scheme, scheme.make(weight, all_biases, device=self.device, dtype=self.dtype)
+
+    def stacked(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """One matrix of all parts' rows; on the device already where the way there is ours."""
+        if self.upload is None or any(part.device != parts[0].device for part in parts) or parts[0].is_cuda:
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        rows = sum(len(part) for part in parts)
+        whole = torch.empty(rows, parts[0].shape[1], dtype=parts[0].dtype, device=self.device)
+        for part, place in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+            self.upload(part, place)
+        return whole
 
     def _as_stored(
         self, at: dict[str, int], in_features: int, bias: torch.Tensor | None

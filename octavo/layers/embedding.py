@@ -22,7 +22,7 @@ class Embedding:
             self.scheme, self.params = ctx.matrix({"": config.vocab_size}, config.hidden_size, head=True)
         else:
             self.scheme = ctx.schemes.usual.plain()
-            weight = ctx.take("weight", (config.vocab_size, config.hidden_size))
+            weight = ctx.stacked([ctx.take("weight", (config.vocab_size, config.hidden_size))])
             self.params = self.scheme.make(weight, None, device=ctx.device, dtype=ctx.dtype)
 
     def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
