@@ -9,21 +9,21 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import orjson
 
 from octavo import __version__
 from octavo.async_llm import AsyncLLM, new_id
 from octavo.engine.info import EngineInfo
 from octavo.errors import InvalidRequestError, ModelNotFoundError, OctavoError
+from octavo.frontend.sample import Update
 from octavo.frontend.update_stream import UpdateStream
 from octavo.request import EngineRequest, SamplingParams
-from octavo.server.chat_parts import Formats, PartsRendering
-from octavo.server.http import ClientGoneError, Exchange, cancel, error_body, shown
+from octavo.server.chat_parts import ChatParts, Formats, PartsRendering
+from octavo.server.http import ClientGoneError, Exchange, cancel, shown
 from octavo.server.keep_alive import KeepAlive
 from octavo.server.limits import check_choices
 from octavo.server.protocol import ChatBody, CompletionBody, GenerationBody, decode, decoder
 from octavo.server.protocol_fields import banned_words
-from octavo.server.render import ChatRendering, CompletionRendering, Rendering
+from octavo.server.render import ChatRendering, CompletionRendering, Reply
 from octavo.server.timing import wants_timing
 from octavo.server.tools import tool_request
 
@@ -101,6 +101,22 @@ class Generation:
         body = decode(self._chat, data)
         body.check()
         model = self._model(body)
+        reply_id = "chatcmpl-" + (body.request_id or new_id())
+        stream, parts = await self.open_chat(body, reply_id)
+        facts = (self._envelope(reply_id, model, body), body, stream.opened, self._llm.frontend.tokenizer)
+        rendering = ChatRendering(*facts) if parts is None else PartsRendering(*facts, parts=parts)
+        await answer(exchange, stream, rendering, bool(body.stream))
+
+    async def open_chat(self, body: ChatBody, reply_id: str) -> tuple[UpdateStream, ChatParts | None]:
+        """Start to answer a conversation, for every API that has them; `check` of the body comes before.
+
+        Returns:
+            What comes of it, to be closed; and how to read the answer, None if all of it is content.
+
+        Raises:
+            InvalidRequestError: names the field of `ChatBody`.
+            OctavoError: as of `AsyncLLM.submit`.
+        """
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         params = self._params(body, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
         params = msgspec.structs.replace(params, max_tokens=limit)  # None: up to the model's context
@@ -108,7 +124,6 @@ class Generation:
         parts = self._formats.parts(tools, include_reasoning=body.include_reasoning is not False)
         if parts is not None:
             params = parts.adjusted(params, tools, self._llm.frontend.tokenizer)
-        reply_id = "chatcmpl-" + (body.request_id or new_id())
         request = await self._llm.chat_request(
             body.messages or [],
             params,
@@ -121,10 +136,7 @@ class Generation:
             priority=body.priority or 0,
             cache_salt=body.cache_salt or "",
         )
-        stream = self._submit([request])
-        facts = (self._envelope(reply_id, model, body), body, stream.opened, self._llm.frontend.tokenizer)
-        rendering = ChatRendering(*facts) if parts is None else PartsRendering(*facts, parts=parts)
-        await answer(exchange, stream, rendering, bool(body.stream))
+        return self._submit([request]), parts
 
     def _submit(self, requests: list[EngineRequest]) -> UpdateStream:
         num_choices = len(requests) * requests[0].params.n
@@ -170,12 +182,25 @@ def served_model(asked: str | None, names: tuple[str, ...]) -> str:
     return asked
 
 
-async def answer_whole(exchange: Exchange, stream: UpdateStream, reply: Callable[[], dict[str, Any]]) -> None:
-    """Wait for all of a stream, then send what `reply` makes; errors as of `answer`."""
+async def answer_whole(
+    exchange: Exchange,
+    stream: UpdateStream,
+    reply: Callable[[], dict[str, Any]],
+    take: Callable[[list[Update]], object] | None = None,
+) -> None:
+    """Wait for all of a stream, then send what `reply` makes; errors as of `answer`.
+
+    Args:
+        take: is given the updates as they come, if somebody wants them.
+    """
     exchange.opened = stream.opened
     watcher = asyncio.create_task(_watch(exchange, stream))
     try:
-        await stream.finish()
+        if take is None:
+            await stream.finish()
+        else:
+            while updates := await stream.next():
+                take(updates)
         if exchange.gone:
             raise ClientGoneError
         await exchange.json(200, reply())
@@ -184,7 +209,7 @@ async def answer_whole(exchange: Exchange, stream: UpdateStream, reply: Callable
         await cancel(watcher)
 
 
-async def answer(exchange: Exchange, stream: UpdateStream, rendering: Rendering, streaming: bool) -> None:
+async def answer(exchange: Exchange, stream: UpdateStream, rendering: Reply, streaming: bool) -> None:
     """Reply with what a stream brings. A client that hangs up, or an error, aborts what is open.
 
     Raises:
@@ -209,7 +234,7 @@ async def _watch(exchange: Exchange, stream: UpdateStream) -> None:
     stream.close()
 
 
-async def _stream(exchange: Exchange, stream: UpdateStream, rendering: Rendering) -> None:
+async def _stream(exchange: Exchange, stream: UpdateStream, rendering: Reply) -> None:
     await exchange.start(200, _EVENT_STREAM, _STREAM_HEADERS)
     send = exchange.send
     try:
@@ -224,7 +249,7 @@ async def _stream(exchange: Exchange, stream: UpdateStream, rendering: Rendering
                     await send({"type": "http.response.body", "body": body, "more_body": True})
         last = rendering.closing()
     except OctavoError as error:
-        last = b"data: " + orjson.dumps(error_body(shown(error))) + b"\n\n"
+        last = rendering.failure(shown(error))
     if exchange.gone:
         raise ClientGoneError
     await send({"type": "http.response.body", "body": last, "more_body": False})

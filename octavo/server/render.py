@@ -9,20 +9,46 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
-from octavo.errors import RequestFailedError
+from octavo.errors import OctavoError, RequestFailedError
 from octavo.frontend.sample import OpenRequest, Sample, Update
 from octavo.frontend.tokenizer import Tokenizer
 from octavo.request import TokenLogprobs
+from octavo.server.http import error_body
 from octavo.server.logprobs import chat_logprobs, completion_logprobs, prompt_logprobs
 from octavo.server.protocol import CompletionBody, GenerationBody
 from octavo.server.timing import timing
 
 DONE = b"data: [DONE]\n\n"
 _FILL_BYTES = 64  # events that are filled up differ in length by multiples of this
+
+
+class Reply(Protocol):
+    """A reply in one API's words: `opening`, `chunks` and `closing` for a stream, `whole` for all at once.
+
+    Attributes:
+        timing: tell where the time went.
+    """
+
+    timing: bool
+
+    def opening(self) -> bytes:
+        """What comes before any token."""
+
+    def chunks(self, updates: Iterable[Update]) -> bytes:
+        """Events for updates, in their order. Raises RequestFailedError: a sample failed in the engine."""
+
+    def closing(self) -> bytes:
+        """The end of a stream."""
+
+    def failure(self, error: OctavoError) -> bytes:
+        """The end of a stream that breaks off."""
+
+    def whole(self) -> dict[str, Any]:
+        """The reply to a body that does not stream. Raises RequestFailedError: a sample failed in the engine."""
 
 
 class Rendering:
@@ -133,6 +159,10 @@ class Rendering:
         usage = b',"usage":' + orjson.dumps(self.usage()) if self._body.include_usage else b""
         times = b',"timing":' + orjson.dumps(timing(self._opened)) if self.timing else b""
         return self._before + b"]" + usage + times + b"}\n\n" + DONE
+
+    def failure(self, error: OctavoError) -> bytes:
+        """The end of a stream that breaks off."""
+        return b"data: " + orjson.dumps(error_body(error)) + b"\n\n"
 
     def delta(self, text: str | None) -> dict[str, Any]:
         """The part of a choice that holds new text; None is the end."""
