@@ -67,10 +67,14 @@ class Clients:
         self._home = home
 
     def run(self, *command: str, cwd: Path, seconds: float = 200, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run `python COMMAND...`; its connections to other addresses than loopback fail (clients/sitecustomize.py)."""
+        """Run `python COMMAND...`.
+
+        Raises:
+            AssertionError: it tried to reach another address than loopback (clients/sitecustomize.py did not let it).
+        """
         home = str(self._home)
         base = {"PATH": os.environ["PATH"], "HOME": home, "TMPDIR": home, "XDG_CACHE_HOME": home, "LLM_USER_PATH": home}
-        return subprocess.run(
+        done = subprocess.run(
             [str(self.python), *command],
             cwd=cwd,
             env={**base, **QUIET, "PYTHONPATH": str(PROGRAMS), "OPENAI_API_KEY": "none", "LANG": "C.UTF-8", **env},
@@ -78,6 +82,9 @@ class Clients:
             text=True,
             timeout=seconds,
         )
+        outside = self._home / "reached-for.txt"
+        assert not outside.exists(), f"a client wanted to reach {outside.read_text().split()[:5]}"
+        return done
 
     def pytest(self, *arguments: str, cwd: Path, plugins: Sequence[str] = (), **env: str) -> list[Case]:
         """Run pytest in the environment, with no configuration but ours and no plugins but these and two more.

@@ -1,8 +1,12 @@
-"""Imported by every Python of the clients' environment: nothing but loopback can be reached, or asked of a resolver."""
+"""Imported by every Python of the clients' environment: nothing but loopback can be reached, or asked of a resolver.
+
+Who tries is written down, as some would never tell: environment.py fails the test.
+"""
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from typing import Any
 
@@ -15,6 +19,8 @@ def _check(host: Any) -> None:
     except ValueError:
         local = False
     if not local:
+        with open(os.path.join(os.environ["HOME"], "reached-for.txt"), "a") as file:
+            file.write(f"{host}\n")
         raise OSError(f"a client under test wants to reach {host!r}")
 
 
