@@ -6,6 +6,7 @@ in before it is pinned, so that the driver, which may hold up launches meanwhile
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import mmap
 import threading
@@ -74,7 +75,7 @@ class HostPages:
 
     def _add_block(self, size: int) -> None:
         block = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(AttributeError, OSError):  # not everywhere
             block.madvise(mmap.MADV_HUGEPAGE)
         view = np.frombuffer(block, np.uint8)
         view[:: mmap.PAGESIZE] = 0

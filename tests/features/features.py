@@ -90,6 +90,11 @@ FEATURES = [
     Feature("prefix caching", {"enable_prefix_caching": True}, seen=lambda o: o.stats.prefix_hits > 0),
     Feature("chunked prefill", {"max_num_batched_tokens": 10}),
     Feature("preemption", {"num_gpu_blocks_override": 18}, seen=lambda o: o.stats.num_preemptions > 0),
+    Feature(
+        "swap space",
+        {"swap_space": 0.01, "num_gpu_blocks_override": 18},
+        seen=lambda o: o.stats.swapped_in_pages > 0,
+    ),
     Feature("run-ahead", {"async_scheduling": True}),
     Feature("priorities", {"scheduling_policy": "priority"}, seen=lambda o: o.started == sorted(o.started)),
     Feature("int8 weights", {"quantization": "int8"}),

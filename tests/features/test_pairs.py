@@ -146,7 +146,8 @@ def test_both_in_one_storm(engines: Engines, one: Feature, other: Feature) -> No
     opened, aborted, started = storm(llm, requests, rng, "abort" in (one.name, other.name))
     after = llm.stats()
     assert after.num_free_pages == after.num_pages and after.num_running == after.num_waiting == 0
-    counted = {name: getattr(after, name) - getattr(before, name) for name in ("prefix_hits", "num_preemptions")}
+    counters = ("prefix_hits", "num_preemptions", "swapped_in_pages")
+    counted = {name: getattr(after, name) - getattr(before, name) for name in counters}
     stats = msgspec.structs.replace(after, **counted)
     quantization = (OFF | one.config | other.config)["quantization"]
     for request, _ in made:
