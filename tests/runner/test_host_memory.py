@@ -28,7 +28,7 @@ def test_swap_space(asked: float | None, device: str, available: int, expected: 
 
 
 def test_more_than_the_host_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match="host's memory of 8.0 GiB") as caught:
+    with pytest.raises(ConfigError, match=r"host's memory of 8\.0 GiB") as caught:
         swap_bytes(9, "cuda", 8 * GIB)
     assert caught.value.param == "swap_space"
 
