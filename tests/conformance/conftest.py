@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.conformance.environment import Clients, UnavailableError, make_environment
@@ -26,6 +27,12 @@ NAMES = (
     "ft:gpt-4o-mini:acemeco:suffix:abc123",
     "gpt-4o-mini",
 )
+
+
+def needs(server: str, path: str) -> None:
+    """Skip the test where the server has no such route."""
+    if httpx.get(server + path).status_code == 404:
+        pytest.skip(f"the server has no {path}")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conformance.conftest import needs
 from tests.conformance.environment import PROGRAMS, unexpected
 
 CLIENTS = ("instructor", "litellm", "llm", "openai_agents", "pydantic_ai")
@@ -16,3 +17,10 @@ def test_common_clients_work(server, clients):
     assert not (wrong := unexpected(cases, {})), "\n".join(wrong)
     for name in CLIENTS:
         assert any(f"smoke_{name}." in case.name and case.outcome == "passed" for case in cases), name
+
+
+@pytest.mark.model
+def test_anthropics_own_client_works(server, clients):
+    needs(server, "/v1/messages")
+    cases = clients.pytest("smoke_anthropic.py", cwd=PROGRAMS, OCTAVO_URL=server)
+    assert cases and not (wrong := unexpected(cases, {})), "\n".join(wrong)
