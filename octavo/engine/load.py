@@ -87,7 +87,6 @@ def load(options: EngineConfig, timer: PhaseTimer) -> Loaded:
     if isinstance(runner, Runner):
         return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, device, limits, timer))
     runner.prepare(timer.phase)
-    runner.start_host_memory()
     return Loaded(runner, _info(options, config, checkpoint, memory, quantization, dtype, device, limits, timer))
 
 

@@ -164,6 +164,7 @@ class CudaRunner:
         self._extend, self._fa3, self._kept = PagedExtend(**heads), fa3, kept
         caches = [cache for pair in kv_caches for cache in pair]
         self._copy_pages = PageCopier(caches)
+        self._pool_tokens = len(kv_caches[0][0]) * shape.page_size
         self._host = HostPages(num_host_slots, PageSwapper(caches), device)
         # By number of rows, without and with sharing: the graph and its logits.
         self._graphs: tuple[dict[int, Graph], dict[int, Graph]] = {}, {}
@@ -247,12 +248,10 @@ class CudaRunner:
         """Pages that host memory holds by now."""
         return self._host.num_ready
 
-    def start_host_memory(self) -> None:
-        """Begin to get memory for pages of preempted sequences; call it when all else is ready."""
-        self._host.start()
-
     def launch(self, plan: StepPlan) -> Pending:
         """Queue a step; steps run in the order of their launch. One that cannot be launched fails its own requests."""
+        if not self._host.started and 2 * int(plan.context_lens.sum()) > self._pool_tokens:
+            self._host.start()  # getting it disturbs the steps a little: not before it may be needed
         self._host.copy(plan.swap_out, plan.swap_in)  # of other requests' pages too: if this raises, nothing is sure
         try:
             with torch.inference_mode():

@@ -57,9 +57,14 @@ class HostPages:
         """Slots that may be used by now."""
         return min(self._num_slots, len(self._bases) * self._per_block)
 
+    @property
+    def started(self) -> bool:
+        """Whether the memory is being got, or none is wanted."""
+        return self._thread is not None or not self._num_slots
+
     def start(self) -> None:
         """Begin to get the memory, in a thread of its own."""
-        if self._num_slots:
+        if not self.started:
             self._thread = threading.Thread(target=self._get_blocks, name="octavo-swap", daemon=True)
             self._thread.start()
 
