@@ -148,16 +148,18 @@ def storm(folder: Path, **options: Any) -> dict[str, Any]:
     ]
     with open_llm(folder, num_gpu_blocks_override=150, max_num_batched_tokens=512, **options) as llm:
         crowded = [ids(r) for r in llm.generate(texts, mixed, use_tqdm=False)]
-        preemptions = llm.stats().num_preemptions
+        preemptions, swapped = llm.stats().num_preemptions, llm.stats().swapped_in_pages
         again = [ids(r) for r in llm.generate(texts, mixed, use_tqdm=False)]
         alone = [ids(llm.generate(t, p, use_tqdm=False)[0]) for t, p in zip(texts, mixed, strict=True)]
         stats = llm.stats()
     same = {"again": agreement(crowded, again), "alone": agreement(crowded, alone)}
     return same | {
         "preemptions": preemptions,
+        "swapped_in_pages": swapped,
         "pages_free_at_end": stats.num_free_pages == stats.num_pages,
         "ok": all(share == 1 for share in same.values())
         and preemptions > 0
+        and swapped > 0
         and stats.num_free_pages == stats.num_pages,
     }
 
