@@ -139,7 +139,9 @@ def make_environment() -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder.parent / "lock"):
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            for old in folder.parent.iterdir():
+                if old.is_dir():
+                    shutil.rmtree(old)
             uv, python = (sys.executable, "-m", "uv"), str(folder / "bin" / "python")
             _command(*uv, "venv", "-q", "--python", sys.executable, str(folder))
             _command(*uv, "pip", "install", "-q", "--no-deps", "--python", python, "-r", str(LOCK))
@@ -160,7 +162,10 @@ def _openai_tests(python: str, folder: Path) -> None:
 
 
 def _command(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"{' '.join(command[1:4])} took longer than {error.timeout} s") from None
     if done.returncode:
         raise UnavailableError(f"{' '.join(command[1:4])} failed: {done.stderr[-600:]}")
 

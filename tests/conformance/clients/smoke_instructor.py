@@ -7,13 +7,14 @@ from typing import Literal
 import instructor
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from target import BASE_URL, MODEL
 
 
 class Weather(BaseModel):
     """The weather of a day."""
 
+    model_config = ConfigDict(extra="forbid")  # a small model would go on with further fields
     sky: Literal["clear", "cloudy"]
     warm: bool
 

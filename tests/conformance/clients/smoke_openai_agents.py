@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import agents
 import openai
 from openai.types.responses import ResponseTextDeltaEvent
@@ -11,7 +13,7 @@ called: list[str] = []
 
 
 @agents.function_tool
-def get_color(shade: str) -> str:
+def get_color(shade: Literal["dark", "light"]) -> str:
     """A color of a shade.
 
     Args:
