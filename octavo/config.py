@@ -150,6 +150,11 @@ class ServerOptions:
     enable_tokenizer_info_endpoint: bool = flag(
         False, "Serve /tokenizer_info: the chat template and the control tokens' spellings."
     )
+    responses_store_size: int = flag(
+        1000,
+        "Responses that are kept in memory for previous_response_id and for being read again; 0 keeps none.",
+        min=0,
+    )
     max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
     default_max_tokens: int | None = flag(
         None, "Most tokens of an answer whose request names no limit; default: what the context has room for.", min=1

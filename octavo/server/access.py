@@ -24,7 +24,7 @@ def log_access(exchange: Exchange, route: str) -> None:
         return
     fields: dict[str, Any] = {
         "request_id": exchange.request_id,
-        "method": exchange.method if exchange.method in ("GET", "POST", "HEAD") else "other",
+        "method": exchange.method if exchange.method in ("GET", "POST", "HEAD", "DELETE") else "other",
         "route": route,
         "status": exchange.status,
         "seconds": round(time.monotonic() - exchange.begun, 6),

@@ -24,6 +24,8 @@ from octavo.server.metrics import ROUTES, Metrics
 from octavo.server.openapi import described, model_facts
 from octavo.server.openapi_bounds import ModelFacts
 from octavo.server.openapi_page import HEADERS as PAGE_HEADERS
+from octavo.server.responses import PREFIX as RESPONSE_PREFIX
+from octavo.server.responses import Responses, methods_of
 from octavo.server.tokens import Tokens
 from octavo.server.tracing import RequestTracer
 
@@ -61,6 +63,7 @@ class App:
         self._allowed_hosts = frozenset(name.lower() for name in options.allowed_host)
         self._generation: Generation | None = None
         self._described: tuple[ModelFacts | None, bytes, bytes] | None = None
+        self._responses = Responses(llm, options.responses_store_size)
         self._created = int(time.time())
         self._routes: dict[str, tuple[str, Handler]] = {
             "/live": ("GET", self._live),
@@ -72,6 +75,7 @@ class App:
             "/v1/models": ("GET", self._models),
             "/v1/completions": ("POST", self._completions),
             "/v1/chat/completions": ("POST", self._chat),
+            "/v1/responses": ("POST", self._respond),
             "/v1/embeddings": ("POST", self._embed),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
@@ -145,6 +149,8 @@ class App:
         path = exchange.path
         if path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
             route: tuple[str, Handler] | None = ("GET", self._model)
+        elif allowed := methods_of(path):
+            route = (exchange.method if exchange.method in allowed else ", ".join(allowed), self._responses.stored)
         else:
             route = self._routes.get(path)
         if route is None:
@@ -298,6 +304,10 @@ class App:
         data = await self._body(exchange)
         await self._generator().chat(exchange, data)
 
+    async def _respond(self, exchange: Exchange) -> None:
+        data = await self._body(exchange)
+        await self._responses.create(exchange, data, self._generator(), self.names)
+
     async def _embed(self, exchange: Exchange) -> None:
         data = await self._body(exchange)
         self._generator()  # raises unless there is a model
@@ -339,5 +349,7 @@ def _route_name(path: str) -> str:
     """One of `ROUTES`."""
     if path.startswith(_MODEL_PREFIX):
         return "/v1/models"
+    if path.startswith(RESPONSE_PREFIX):
+        return RESPONSE_PREFIX + "{response_id}"
     path = "/ready" if path == "/health" else path
     return path if path in ROUTES else "other"

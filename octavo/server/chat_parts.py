@@ -30,7 +30,7 @@ from octavo.frontend.parsers import (
     read_answer,
 )
 from octavo.frontend.parsers.formats import JSON_ARRAY, named_call
-from octavo.frontend.sample import Sample, Update
+from octavo.frontend.sample import OpenRequest, Sample, Update
 from octavo.frontend.tokenizer import Tokenizer
 from octavo.request import SamplingParams, StructuredOutputs, TokenLogprobs
 from octavo.server.render import ChatRendering
@@ -178,6 +178,12 @@ class ChatParts:
             self.tools, self.offered, reasoning=self.reasoning, prompt_tail=prompt_tail, max_calls=self.max_calls
         )
 
+    def prompt_tail(self, request: OpenRequest, tokenizer: Tokenizer | None) -> str:
+        """What `parser` is to know of the prompt."""
+        if tokenizer is None or self.reasoning is None:
+            return ""
+        return tokenizer.decode(request.prompt_token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
+
     def new_id(self) -> str:
         """A call's id; Mistral's templates take nine letters and digits only."""
         if self.tools is not None and self.tools.short_ids:
@@ -212,11 +218,7 @@ class PartsRendering(ChatRendering):
         self._plain = False
 
     def _parser(self) -> AnswerParser:
-        tail = ""
-        if self.tokenizer is not None and self._parts.reasoning is not None:
-            ids = self._opened[0].prompt_token_ids[-_TAIL_TOKENS:]
-            tail = self.tokenizer.decode(ids, skip_special_tokens=False)
-        return self._parts.parser(tail)
+        return self._parts.parser(self._parts.prompt_tail(self._opened[0], self.tokenizer))
 
     # -- streams -------------------------------------------------------------------------------------------------
 

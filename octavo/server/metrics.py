@@ -21,9 +21,9 @@ TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50
 CHOICES = (1, 2, 5, 10, 20, 50, 100)
 FINISH_REASONS = ("stop", "length", "abort", "error")
 STATES = ("loading", "ready", "draining", "hung", "restarting", "dead", "closed")
-ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/tokenize",
-          "/detokenize", "/tokenizer_info", "/live", "/startup", "/ready", "/version", "/metrics",
-          "/openapi.json", "/docs", "other")  # fmt: skip
+ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/responses/{response_id}",
+          "/v1/embeddings", "/tokenize", "/detokenize", "/tokenizer_info", "/live", "/startup", "/ready", "/version",
+          "/metrics", "/openapi.json", "/docs", "other")  # fmt: skip
 _HISTOGRAMS: dict[str, tuple[Sequence[float], str]] = {
     "time_to_first_token_seconds": (SECONDS, "From a request's arrival to its first token."),
     "inter_token_latency_seconds": (SECONDS, "Between a sample's tokens of two steps."),

@@ -18,12 +18,14 @@ from octavo.async_llm import AsyncLLM
 from octavo.errors import OctavoError
 from octavo.request import SamplingParams
 from octavo.server import openapi_replies as replies
+from octavo.server import responses_schema as responses
 from octavo.server.auth import PUBLIC
 from octavo.server.embeddings import EmbeddingBody
 from octavo.server.openapi_bounds import EXTRA_COMPONENTS, ModelFacts, Schema, bounds_of, replacements_of
 from octavo.server.openapi_page import page
 from octavo.server.protocol import ChatBody, CompletionBody
 from octavo.server.protocol_fields import REFUSED
+from octavo.server.responses_body import ResponsesBody
 from octavo.server.tokens import DetokenizeBody, TokenizeBody
 
 _REF = "#/components/schemas/{name}"
@@ -86,6 +88,13 @@ ENDPOINTS = (
              streams=_DATA_LINES),
     Endpoint("POST", "/v1/completions", "Go on from a text, or from several.", replies.Completion, CompletionBody,
              ("prompt",), streams=_DATA_LINES),
+    Endpoint("POST", "/v1/responses", "Answer items, and keep the answer.", responses.ResponseObject, ResponsesBody,
+             ("input",), streams="Typed events `response...` with numbers, `data: [DONE]` at the end."),
+    Endpoint("GET", "/v1/responses/{response_id}", "A response that is kept.", responses.ResponseObject,
+             statuses=(400, 404)),
+    Endpoint("DELETE", "/v1/responses/{response_id}", "Forget a response.", responses.DeletedResponse, statuses=(404,)),
+    Endpoint("GET", "/v1/responses/{response_id}/input_items", "What a response answers.", responses.InputItemList,
+             statuses=(400, 404)),
     Endpoint("POST", "/v1/embeddings", "Texts to vectors.", replies.EmbeddingList, EmbeddingBody, ("input",)),
     Endpoint("GET", "/v1/models", "The served models.", replies.ModelList),
     Endpoint("GET", "/v1/models/{model}", "One served model; its name may hold slashes.", replies.ModelCard,

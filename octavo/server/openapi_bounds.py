@@ -75,6 +75,7 @@ def bounds_of(facts: ModelFacts | None) -> dict[str, Schema]:
         "prompt_logprobs": {"minimum": 0},
         "top_logprobs": {"minimum": 0},
         "dimensions": {"minimum": 1},
+        "max_output_tokens": {"minimum": 1},
     }
     label: Schema = {"maxLength": fields.MAX_LABEL_CHARS}
     bounds |= dict.fromkeys(("user", "safety_identifier", "prompt_cache_key"), label)
@@ -90,7 +91,7 @@ def bounds_of(facts: ModelFacts | None) -> dict[str, Schema]:
     bounds["truncate_prompt_tokens"] = {"minimum": -1}
     if facts is not None:
         bounds["truncate_prompt_tokens"]["maximum"] = facts.max_model_len
-        for name in ("max_tokens", "max_completion_tokens"):
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             bounds[name]["maximum"] = facts.max_model_len - 1
         bounds["min_tokens"]["maximum"] = facts.max_model_len - 1
         bounds["dimensions"]["maximum"] = facts.hidden_size
@@ -130,6 +131,8 @@ def replacements_of(facts: ModelFacts | None) -> dict[str, Schema]:
         "model": model,
         "CompletionBody.prompt": texts(MAX_PROMPTS),
         "EmbeddingBody.input": texts(MAX_INPUTS),
+        "ResponsesBody.input": any_of(text, array({"$ref": "#/components/schemas/InputItem"}, minItems=1)),
+        "ResponsesBody.tools": array({"$ref": "#/components/schemas/FunctionTool"}, maxItems=MAX_TOOLS),
         "tokens": array(ids),
         "messages": array({"$ref": "#/components/schemas/ChatMessage"}, minItems=1),
         "tools": array({"$ref": "#/components/schemas/Tool"}, maxItems=MAX_TOOLS),
@@ -188,6 +191,23 @@ EXTRA_COMPONENTS: Mapping[str, Schema] = {
             "tool_call_id": {"description": "Of the call that a message of the role tool answers, which needs it."},
         },
         "required": ["role"],
+    },
+    "InputItem": {
+        "type": "object",
+        "description": "A message; or a function_call, a function_call_output, or reasoning of an earlier response.",
+        "properties": {"type": {"enum": ["message", "function_call", "function_call_output", "reasoning"]}},
+    },
+    "FunctionTool": {
+        "type": "object",
+        "description": "A function that the model may call.",
+        "properties": {
+            "type": {"const": "function"},
+            "name": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
+            "description": {"type": ["string", "null"]},
+            "parameters": {"type": ["object", "null"], "description": "A JSON schema of an object."},
+            "strict": {"type": ["boolean", "null"]},
+        },
+        "required": ["type", "name"],
     },
     "Tool": {
         "type": "object",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OPERATIONS = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "text_completion",
+    "/v1/responses": "chat",
     "/v1/embeddings": "embeddings",
 }
 _EXPORT_SECONDS = 2.0

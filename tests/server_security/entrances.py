@@ -45,7 +45,9 @@ class Entrance:
 def outcome_of(reply: Any, text_of: Callable[[Any], str]) -> Outcome:
     data = json.loads(reply.content)
     if reply.status_code == 200:
-        cached = ((data.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+        usage = data.get("usage") or {}
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+        cached = details.get("cached_tokens", 0)
         return Outcome(200, text=text_of(data), cached=cached)
     error = data["error"]
     return Outcome(reply.status_code, error["code"] or "", error["param"], error["message"])
@@ -68,6 +70,13 @@ def chat(server: Any, prompt: Any, *, headers: Any = None, **params: Any) -> Out
         params["top_logprobs"], params["logprobs"] = params["logprobs"], True
     body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 4, **params}
     return post(server, "/v1/chat/completions", body, lambda data: data["choices"][0]["message"]["content"], headers)
+
+
+def responses(server: Any, prompt: Any, *, headers: Any = None, **params: Any) -> Outcome:
+    body: dict[str, Any] = {"input": prompt, "max_output_tokens": params.pop("max_tokens", 4)}
+    if "logprobs" in params:
+        params["top_logprobs"] = params.pop("logprobs")
+    return post(server, "/v1/responses", body | params, lambda data: data["output"][0]["content"][0]["text"], headers)
 
 
 def python(server: Any, prompt: Any, *, headers: Any = None, **params: Any) -> Outcome:
@@ -102,6 +111,7 @@ _SAMPLING = frozenset(SamplingParams.__struct_fields__)
 ENTRANCES = [
     Entrance("completions", completions, takes_ids=True),
     Entrance("chat", chat, takes_ids=False, lacks=frozenset({"prompt_logprobs"})),
+    Entrance("responses", responses, takes_ids=False, lacks=frozenset({"prompt_logprobs"})),
     Entrance("python", python, takes_ids=True, is_http=False),
     Entrance("embeddings", embeddings, takes_ids=True, lacks=_SAMPLING),
     Entrance("tokenize", tokenize, takes_ids=False, lacks=_SAMPLING | {"cache_salt", "priority"}),
