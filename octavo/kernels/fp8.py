@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -115,13 +116,13 @@ def _few_rows_way(outputs: int, columns: int) -> Way:
     return ours[0 if outputs >= 12288 else 1] if ours else "row-wise"
 
 
-def tune_products(matrices: tuned_fp8.Matrices, sizes: Sequence[int]) -> int:
+def tune_products(matrices: tuned_fp8.Matrices, sizes: Sequence[int], kept: Path | None = None) -> int:
     """Time the ways for what `tuned_fp8.fp8_matrices_seen` found; see `tuned_fp8.tune_fp8`."""
 
     def multiply(x: torch.Tensor, x_scales: torch.Tensor, stored: Stored, way: Way) -> torch.Tensor:
         return fp8_linear(QuantizedRows(x, x_scales), stored.weight, stored.scales, None, stored.dtype, way=way)
 
-    return tuned_fp8.tune_fp8(matrices, sizes, multiply)
+    return tuned_fp8.tune_fp8(matrices, sizes, multiply, kept)
 
 
 @functools.cache

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
+
+from octavo.kernels import kept_choices
+from octavo.kernels.kept_choices import card
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.skinny_linear import Tuning
@@ -84,44 +89,83 @@ def fp8_matrices_seen() -> Iterator[Matrices]:
         _seen = None
 
 
-def tune_fp8(matrices: Matrices, sizes: Sequence[int], multiply: Multiply) -> int:
-    """Choose for every number of rows up to 1,024 and every shape of matrix. Returns how many products were timed."""
+def tune_fp8(matrices: Matrices, sizes: Sequence[int], multiply: Multiply, kept: Path | None = None) -> int:
+    """Choose for every number of rows up to 1,024 and every shape of matrix. Returns how many products were timed.
+
+    Args:
+        kept: a file of earlier choices, read first and then written; what it lacks is timed.
+    """
     _chosen.clear()
     keys = [(rows, shape) for shape in matrices for rows in sorted(sizes) if rows <= LARGEST]
     if not keys:
         return 0
-    _compile(matrices, keys, multiply)
-    timings = [(rows, shape, _queue(rows, matrices[shape][:CALLS], multiply)) for rows, shape in keys]
-    torch.cuda.synchronize()
-    for rows, shape, found in timings:
-        way, _ = min(found, key=lambda entry: float(entry[1][0].elapsed_time(entry[1][1])))
+    name = f"{card(next(iter(matrices.values()))[0].weight.device)}, e4m3"
+    stored = kept_choices.read(kept, name)
+    known = {(rows, shape): _read_way(stored.get(_text(rows, shape)), rows, shape) for rows, shape in keys}
+    missing = [key for key in keys if known[key] is None]
+    used = {key: candidates(key[0], *key[1]) if way is None else [way] for key, way in known.items()}
+    _load(matrices, used, multiply)
+    timed = _time_all(matrices, missing, multiply)
+    if timed:
+        kept_choices.write(kept, name, {_text(*key): _written_way(way) for key, way in timed.items()})
+    for rows, shape in keys:
         known_sizes, ways = _chosen.setdefault(shape, ([], []))
         known_sizes.append(rows)
-        ways.append(way)
-    return len(keys)
+        way = timed.get((rows, shape), known[rows, shape])
+        ways.append(way if way is not None else "row-wise")
+    return len(missing)
+
+
+def _time_all(
+    matrices: Matrices, keys: Sequence[tuple[int, Shape]], multiply: Multiply
+) -> dict[tuple[int, Shape], Way]:
+    """The fastest way of each key. Queues everything and waits once."""
+    timings = [((rows, shape), _queue(rows, matrices[shape][:CALLS], multiply)) for rows, shape in keys]
+    torch.cuda.synchronize()
+    return {
+        key: min(found, key=lambda entry: float(entry[1][0].elapsed_time(entry[1][1])))[0] for key, found in timings
+    }
+
+
+def _read_way(kept: object, rows: int, shape: Shape) -> Way | None:
+    """A way as it is kept; None for what is none of the candidates."""
+    return next((way for way in candidates(rows, *shape) if _written_way(way) == kept), None)
+
+
+def _written_way(way: Way) -> str | list[int]:
+    return way if isinstance(way, str) else list(dataclasses.astuple(way))
+
+
+def _text(rows: int, shape: Shape) -> str:
+    return f"{rows}x{shape[0]}x{shape[1]}"
 
 
 def chosen() -> dict[str, str]:
     """What was chosen, for people: "rows x outputs x columns" → way."""
     return {
-        f"{rows}x{shape[0]}x{shape[1]}": way if isinstance(way, str) else repr(way)
+        _text(rows, shape): way if isinstance(way, str) else repr(way)
         for shape, (sizes, ways) in _chosen.items()
         for rows, way in zip(sizes, ways, strict=True)
     }
 
 
-def _compile(matrices: Matrices, keys: Sequence[tuple[int, Shape]], multiply: Multiply) -> None:
-    """Compile the kernels of all candidates side by side."""
+def _load(matrices: Matrices, used: Mapping[tuple[int, Shape], Sequence[Way]], multiply: Multiply) -> None:
+    """Compile what is to be launched, side by side, and launch it once: within a graph's capture it must be there."""
     from octavo.kernels.triton.warm_up import compile_all, recorded
 
-    with recorded() as launches:
-        for rows, shape in keys:
+    def launch() -> None:
+        for (rows, shape), ways in used.items():
             stored = matrices[shape][0]
             x, x_scales = _rows(rows, shape[1], stored.weight.device)
-            for way in candidates(rows, *shape):
+            for way in ways:
                 if not isinstance(way, str):
                     multiply(x, x_scales, stored, way)
+
+    with recorded() as launches:
+        launch()
     compile_all(launches.values())
+    launches.clear()
+    launch()
 
 
 def _queue(
@@ -133,7 +177,6 @@ def _queue(
     found: list[tuple[Way, tuple[torch.cuda.Event, torch.cuda.Event]]] = []
     for way in candidates(rows, outputs, columns):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        multiply(x, x_scales, matrices[-1], way)  # loads the kernel
         torch.cuda._sleep(_AHEAD_CYCLES)
         multiply(x, x_scales, matrices[-1], way)
         start.record()

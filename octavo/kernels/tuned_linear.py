@@ -7,20 +7,15 @@ widest matrix take 291 µs with it and 159 µs with its heuristics' third choice
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from octavo.kernels import cublaslt
+from octavo.kernels import cublaslt, kept_choices
 from octavo.kernels.cublaslt import Algorithm, CublasLtError, Product
-
-logger = logging.getLogger(__name__)
+from octavo.kernels.kept_choices import card
 
 CANDIDATES = 8
 CALLS = 4  # a timing, over as many matrices of the shape as there are
@@ -77,11 +72,14 @@ def tune(matrices: Matrices, sizes: Sequence[int], kept: Path | None = None) -> 
         sizes: numbers of rows.
         kept: a file of earlier choices, read first and then written; what it lacks is timed.
     """
-    name = _name(next(iter(matrices.values()))[0].device) if matrices else ""
-    known = _read(kept).get(name, {})
+    if not matrices:
+        return 0
+    name = f"{card(next(iter(matrices.values()))[0].device)}, cuBLASLt {cublaslt.version()}"
+    known = {shape: words for shape, words in kept_choices.read(kept, name).items() if _is_algorithm(words)}
     wanted: list[Key] = [(rows, *shape) for shape in matrices for rows in sizes]
     missing = [key for key in wanted if _text(key) not in known]
-    known.update(_time_all(matrices, missing))
+    timed = _time_all(matrices, missing)
+    known.update(timed)
     for key in wanted:
         stored = known[_text(key)]
         if stored is None:
@@ -89,8 +87,8 @@ def tune(matrices: Matrices, sizes: Sequence[int], kept: Path | None = None) -> 
             continue
         product = Product.of(*key, torch.bfloat16)
         _chosen[key] = Choice(product, Algorithm.of(stored))
-    if missing and kept is not None:
-        _write(kept, name, known)
+    if timed:
+        kept_choices.write(kept, name, timed)
     return len(missing)
 
 
@@ -154,43 +152,12 @@ class _Timing:
         return float(self._start.elapsed_time(self._end))
 
 
-def _name(device: torch.device) -> str:
-    return f"{torch.cuda.get_device_name(device)}, cuBLASLt {cublaslt.version()}"
-
-
 def _text(key: Key) -> str:
     return "x".join(map(str, key))
 
 
-def _read(path: Path | None) -> dict[str, dict[str, list[int] | None]]:
-    """What was kept: card and library → shape → the algorithm's eight words. Anything else there is left alone."""
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text())
-        return {
-            str(name): {str(shape): _algorithm(words) for shape, words in shapes.items()}
-            for name, shapes in content.items()
-        }
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-
-
-def _algorithm(words: object) -> list[int] | None:
-    if words is None:
-        return None
-    if isinstance(words, list) and len(words) == 8 and all(type(w) is int and 0 <= w < 1 << 64 for w in words):
-        return words
-    raise ValueError("no algorithm")
-
-
-def _write(path: Path, name: str, known: dict[str, list[int] | None]) -> None:
-    """Replace the file as a whole; where that cannot be, the next start tunes again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        everything = _read(path) | {name: known}
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(everything, file)
-        os.replace(file.name, path)
-    except OSError as error:
-        logger.info("the choice of products is not kept: %s", error)
+def _is_algorithm(words: object) -> bool:
+    """Eight words, or None for torch's way."""
+    return words is None or (
+        isinstance(words, list) and len(words) == 8 and all(type(word) is int and 0 <= word < 1 << 64 for word in words)
+    )

@@ -22,6 +22,7 @@ from octavo.engine.phases import Progress
 from octavo.engine.restart import RestartingClient, RestartPolicy
 from octavo.errors import ConfigError, OctavoError, OverloadedError
 from octavo.logs import logging_to_stderr
+from octavo.server.acceptor import Acceptor
 from octavo.server.app import App, build_app
 from octavo.server.auth import KeyRing, is_loopback
 from octavo.server.chat_parts import Formats
@@ -143,11 +144,22 @@ def url_of(listener: socket.socket, host: str) -> str:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals to us."""
+    """Leaves signals to us, and takes connections as `Acceptor` does."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on the sockets."""
+        config = self.config
+
+        def connection() -> asyncio.Protocol:
+            made: Any = config.http_protocol_class
+            return made(config=config, server_state=self.server_state, app_state={})  # type: ignore[no-any-return]
+
+        self.servers: Any = [Acceptor(listener, connection) for listener in sockets or ()]
+        self.started = True
 
 
 def uvicorn_config(app: App) -> uvicorn.Config:

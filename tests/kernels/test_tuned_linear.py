@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.kernels import tuned_linear
+from octavo.kernels import tuned_fp8, tuned_linear
 from octavo.kernels.cublaslt import Product
+from octavo.kernels.tuned_fp8 import Stored
 from octavo.kernels.tuned_linear import choice, forget, tune
 
 WORDS = [1, 2, 3, 4, 5, 6, 7, (1 << 64) - 1]
@@ -26,7 +27,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Any:
         return {tuned_linear._text(key): WORDS if key[0] % 2 else None for key in missing}
 
     monkeypatch.setattr(tuned_linear, "_time_all", time_all)
-    monkeypatch.setattr(tuned_linear, "_name", lambda device: "a card")
+    monkeypatch.setattr(tuned_linear, "card", lambda device: "a card")
+    monkeypatch.setattr(tuned_linear.cublaslt, "version", lambda: 1)
     monkeypatch.setattr(Product, "of", lambda *key: key)
     yield keys
     forget()
@@ -47,15 +49,53 @@ def test_choices_are_kept_and_only_what_is_new_is_timed(timed: list[Any], tmp_pa
     assert [path.name for path in kept.parent.iterdir()] == ["products.json"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"a card": {"17x8x4": [1, 2]}}', '{"a card": {"17x8x4": "x"}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"a card, cuBLASLt 1": {"17x8x4": [1, 2]}}', '{"a card, cuBLASLt 1": {"17x8x4": "x"}}']
+)
 def test_a_broken_file_is_replaced(content: str, timed: list[Any], tmp_path: Path) -> None:
     kept = tmp_path / "products.json"
-    kept.write_text(content)
+    kept.write_text(content.replace("NAME", "a card, cuBLASLt 1"))
     assert tune({(8, 4): [torch.zeros(8, 4)]}, [17], kept) == 1
-    assert json.loads(kept.read_text()) == {"a card": {"17x8x4": WORDS}}
+    assert json.loads(kept.read_text()) == {"a card, cuBLASLt 1": {"17x8x4": WORDS}}
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_keeping(timed: list[Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert tune({(8, 4): [torch.zeros(8, 4)]}, [17], tmp_path / "file" / "products.json") == 1
     assert choice(17, torch.zeros(8, 4)) is not None
+
+
+class Fp8:
+    """Stands in for the device: the last candidate is always the fastest."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.loaded: list[Any] = []
+        self.timed: list[Any] = []
+        monkeypatch.setattr(tuned_fp8, "card", lambda device: "a card")
+        monkeypatch.setattr(tuned_fp8, "_load", lambda matrices, used, multiply: self.loaded.append(used))
+        monkeypatch.setattr(tuned_fp8, "_time_all", self.time_all)
+        self.matrices = {(64, 256): [Stored(torch.zeros(64, 256), torch.ones(64), torch.bfloat16)]}
+
+    def time_all(self, matrices: Any, keys: Any, multiply: Any) -> dict[Any, Any]:
+        self.timed.extend(keys)
+        return {key: tuned_fp8.candidates(key[0], *key[1])[-1] for key in keys}
+
+    def tune(self, sizes: list[int], kept: Path) -> int:
+        return tuned_fp8.tune_fp8(self.matrices, sizes, lambda x, scales, stored, way: x, kept)
+
+
+def test_ways_of_fp8_products_are_kept_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="ways of our own are Triton kernels")
+    kept, fp8 = tmp_path / "products.json", Fp8(monkeypatch)
+    assert fp8.tune([1, 256, 4096], kept) == 2
+    first = tuned_fp8.chosen()
+    assert first == {"1x64x256": repr(tuned_fp8.candidates(1, 64, 256)[-1]), "256x64x256": "tensor-wise"}
+    assert fp8.tune([1, 256], kept) == 0
+    assert tuned_fp8.chosen() == first
+    assert fp8.loaded[1] == {(1, (64, 256)): [tuned_fp8.candidates(1, 64, 256)[-1]], (256, (64, 256)): ["tensor-wise"]}
+    content = json.loads(kept.read_text())
+    content["a card, e4m3"]["1x64x256"] = [64, 64, 64, 64, 64, 64]  # no candidate
+    kept.write_text(json.dumps(content))
+    assert fp8.tune([1, 256], kept) == 1
+    assert tuned_fp8.chosen() == first
+    tuned_fp8._chosen.clear()
