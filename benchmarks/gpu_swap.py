@@ -1,8 +1,8 @@
 """What it costs to keep preempted sequences' pages on the host: `python benchmarks/gpu_swap.py --json OUT.json`.
 
-Pages of Llama 3.1 8B's shape (64 tokens, 8 MiB in 64 tensors), 15 at a time, as a sequence of 940 tokens has: GB/s to the
-host and back, whether what comes back is what went, the time until the host's memory is there, and the longest that a
-small launch took meanwhile, against the longest without.
+Pages of Llama 3.1 8B's shape (64 tokens, 8 MiB in 64 tensors), 15 at a time, as a sequence of 940 tokens has: GB/s to
+the host and back, whether what comes back is what went, the time until the host's memory is there, and the longest
+that a small launch took meanwhile, against the longest without.
 
 What a workload gains: `octavo bench throughput` with `--swap-space 0` and without.
 """
