@@ -157,7 +157,7 @@ def _page(stored: Stored, query: Mapping[str, str]) -> dict[str, Any]:
     order, limit = query.get("order", "desc"), query.get("limit", str(_PAGE))
     if order not in ("asc", "desc"):
         raise InvalidRequestError("order is neither asc nor desc.", fix="Choose one.", param="order")
-    if not limit.isdecimal() or len(limit) > 3 or not 1 <= int(limit) <= _MAX_PAGE:
+    if not (limit.isascii() and limit.isdecimal()) or len(limit) > 3 or not 1 <= int(limit) <= _MAX_PAGE:
         raise InvalidRequestError(f"limit is not 1 to {_MAX_PAGE}.", fix="Ask for several pages.", param="limit")
     items: list[Item] = orjson.loads(stored.items)[: stored.num_input]
     if order == "desc":

@@ -69,11 +69,6 @@ class OutputItems:
         self._obfuscates = obfuscates
         self._open: _Open | None = None
 
-    @property
-    def kind(self) -> str:
-        """Type of the item that is being written, or ""."""
-        return self._open.item["type"] if self._open is not None else ""
-
     def text(self, text: str) -> bytes:
         """Events for more text without logprobs."""
         if self._open is None or self._open.item["type"] != "message" or self._obfuscates:
@@ -96,7 +91,7 @@ class OutputItems:
                 told.append(self.close())
                 told.append(self._begin({"type": kind, "call_id": self._new_call_id(), "name": piece.text}))
                 continue
-            if self.kind != kind:
+            if self._open is None or self._open.item["type"] != kind:
                 told.append(self.close())
                 told.append(self._begin({"type": kind}))
             told.append(self._delta(piece.text, list(logprobs) if rank == 0 else []))

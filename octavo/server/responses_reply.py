@@ -9,6 +9,7 @@ from typing import Any
 from octavo.async_llm import new_id
 from octavo.errors import OctavoError, OverloadedError, RequestFailedError, TooManyRequestsError
 from octavo.frontend.parsers import AnswerParser, Piece
+from octavo.frontend.parsers.cursor import Kind
 from octavo.frontend.sample import OpenRequest, Update
 from octavo.frontend.tokenizer import Tokenizer
 from octavo.request import SamplingParams, TokenLogprobs
@@ -59,6 +60,7 @@ class ResponseReply:
         self._parser: AnswerParser | None = None
         self._held: list[TokenLogprobs] = []  # of tokens whose text is not told yet
         self._num_held = 0
+        self._kind: Kind = "content"  # of the latest text
         self._num_reasoning = 0
 
     # -- streams -------------------------------------------------------------------------------------------------
@@ -90,15 +92,19 @@ class ResponseReply:
         pieces = self._pieces(update.text, ended)
         self._held += update.logprobs or ()
         self._num_held += len(update.token_ids)
-        told, kind = b"", pieces[0].kind if pieces else ""
-        if pieces or ended:
-            if kind == "reasoning" or (not pieces and self._output.kind == "reasoning"):
-                self._num_reasoning += self._num_held
-            if self._held and not pieces and self._output.kind == "message":
-                pieces, kind = [Piece("content", "")], "content"
-            told = self._output.take(pieces, self._logprobs() if kind == "content" else ())
-            self._held, self._num_held = [], 0
-        return told
+        if not pieces and not ended:
+            return b""
+        kind = pieces[0].kind if pieces else self._kind
+        if kind == "reasoning":
+            self._num_reasoning += self._num_held
+        if kind == "content" and self._held and not pieces:
+            pieces = [Piece(kind, "")]
+        logprobs = self._logprobs() if kind == "content" else ()
+        self._held, self._num_held = [], 0
+        self._kind = pieces[-1].kind if pieces else kind
+        if self._parts is not None and not self._parts.include_reasoning:
+            pieces = [each for each in pieces if each.kind != "reasoning"]
+        return self._output.take(pieces, logprobs)
 
     def _pieces(self, text: str, ended: bool) -> list[Piece]:
         if self._parts is None:
@@ -108,7 +114,7 @@ class ResponseReply:
         pieces = self._parser.feed(text)
         if ended:
             pieces += self._parser.finish()
-        return pieces if self._parts.include_reasoning else [each for each in pieces if each.kind != "reasoning"]
+        return pieces
 
     def _logprobs(self) -> list[dict[str, Any]]:
         as_ids = bool(self._body.return_tokens_as_token_ids)
