@@ -151,18 +151,19 @@ class ResponseReply:
         return self.response
 
     def _end(self) -> bytes:
-        complete = self._opened.samples[0].finish_reason == "stop"
-        status = "completed" if complete else "incomplete"
+        reason = self._opened.samples[0].finish_reason
+        status = "completed" if reason == "stop" else "incomplete"
         told = self._output.finish(status)
         response = self.response
         response |= {"status": status, "output": self._output.items, "usage": self.usage()}
-        if complete:
+        if reason == "stop":
             response["completed_at"] = int(time.time())
-        else:
+        elif reason == "length":
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         if self.timing:
             response["timing"] = timing([self._opened])
-        self._keep(response)
+        if reason is not None:  # else the client has hung up
+            self._keep(response)
         return told
 
     def usage(self) -> dict[str, Any]:
