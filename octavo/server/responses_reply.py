@@ -162,7 +162,7 @@ class ResponseReply:
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         if self.timing:
             response["timing"] = timing([self._opened])
-        if reason is not None:  # else the client has hung up
+        if reason in ("stop", "length"):  # else the client has hung up
             self._keep(response)
         return told
 
