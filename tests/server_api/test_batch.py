@@ -98,6 +98,15 @@ def test_answers_are_those_of_the_endpoints(run, files, server):
     assert set(bodies) <= set(URLS)
 
 
+def test_responses_are_lines_too(run, files):
+    write(files[0], [line("r", "/v1/responses", input="ab", max_output_tokens=6)])
+    summary = run(*files)
+    (told,) = read(files[1])
+    (item,) = told["response"]["body"]["output"]
+    assert told["response"]["status_code"] == 200 and item["content"][0]["text"] == "user: "
+    assert (summary.succeeded, summary.prompt_tokens, summary.completion_tokens) == (1, 20, 6)
+
+
 BAD = [
     ("nope", "invalid_json", None),
     ("[]", "invalid_type", None),
