@@ -20,6 +20,7 @@ from octavo.server.embeddings import Embeddings
 from octavo.server.generation import Generation
 from octavo.server.http import ClientGoneError, Exchange, HttpError, Receive, Scope, Send, shown
 from octavo.server.limits import BodyBudget, check_shape, deadline_of
+from octavo.server.messages import Messages, anthropic_error, speaks_anthropic
 from octavo.server.metrics import ROUTES, Metrics
 from octavo.server.openapi import described, model_facts
 from octavo.server.openapi_bounds import ModelFacts
@@ -64,6 +65,7 @@ class App:
         self._generation: Generation | None = None
         self._described: tuple[ModelFacts | None, bytes, bytes] | None = None
         self._responses = Responses(llm, options.responses_store_size)
+        self._messages = Messages(llm)
         self._created = int(time.time())
         self._routes: dict[str, tuple[str, Handler]] = {
             "/live": ("GET", self._live),
@@ -76,6 +78,8 @@ class App:
             "/v1/completions": ("POST", self._completions),
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/responses": ("POST", self._respond),
+            "/v1/messages": ("POST", self._message),
+            "/v1/messages/count_tokens": ("POST", self._count_tokens),
             "/v1/embeddings": ("POST", self._embed),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
@@ -90,6 +94,9 @@ class App:
             raise RuntimeError(f"Octavo serves HTTP, not {scope['type']}")
         exchange = Exchange(scope, receive, send)
         exchange.keep_alive = self.options.sse_keep_alive
+        if speaks_anthropic(exchange.path):
+            exchange.error_body = anthropic_error
+            exchange.also = ((b"request-id", exchange.request_id.encode()),)
         self.num_exchanges += 1
         try:
             self._admit(exchange)
@@ -307,6 +314,15 @@ class App:
     async def _respond(self, exchange: Exchange) -> None:
         data = await self._body(exchange)
         await self._responses.create(exchange, data, self._generator(), self.names)
+
+    async def _message(self, exchange: Exchange) -> None:
+        data = await self._body(exchange)
+        await self._messages.create(exchange, data, self._generator(), self.names)
+
+    async def _count_tokens(self, exchange: Exchange) -> None:
+        data = await self._body(exchange)
+        self._generator()  # raises unless there is a model
+        await self._messages.count_tokens(exchange, data, self.names)
 
     async def _embed(self, exchange: Exchange) -> None:
         data = await self._body(exchange)

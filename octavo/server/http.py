@@ -56,12 +56,16 @@ class Exchange:
         begun: when its head had come, `time.monotonic()`.
         opened: the engine's requests that it became.
         streaming: the reply is a stream of events.
+        error_body: how an error is told.
+        also: headers of every reply to it.
         keep_alive: seconds without an event after which a stream of events gets a comment; 0 is never.
     """
 
     __slots__ = (
         "_receive",
+        "also",
         "begun",
+        "error_body",
         "gone",
         "headers",
         "held",
@@ -88,6 +92,8 @@ class Exchange:
         self.gone = False
         self.keep_alive = 15.0
         self.held = 0
+        self.error_body = error_body
+        self.also: Headers = ()
         self.begun = time.monotonic()
         self.streaming = False
         self.opened: Sequence[OpenRequest] = ()
@@ -154,7 +160,7 @@ class Exchange:
         self.status = status
         taken = b"%d" % (1000 * (time.monotonic() - self.begun))
         own = [(b"x-request-id", self.request_id.encode()), (b"openai-processing-ms", taken)]
-        lines = [(b"content-type", content_type), *own, *headers]
+        lines = [(b"content-type", content_type), *own, *self.also, *headers]
         await self.send({"type": "http.response.start", "status": status, "headers": lines})
 
     async def reply(self, status: int, body: bytes, content_type: bytes, headers: Headers = ()) -> None:
@@ -171,9 +177,9 @@ class Exchange:
         if self.gone or self.status:
             return
         if error.status not in (408, 413):
-            await self.json(error.status, error_body(error), _error_headers(error))
+            await self.json(error.status, self.error_body(error), _error_headers(error))
             return
-        body = orjson.dumps(error_body(error))
+        body = orjson.dumps(self.error_body(error))
         length = (b"content-length", b"%d" % len(body))
         await self.start(error.status, b"application/json", [length, *_error_headers(error)])
         await self.send({"type": "http.response.body", "body": body, "more_body": True})

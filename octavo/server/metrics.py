@@ -22,6 +22,7 @@ CHOICES = (1, 2, 5, 10, 20, 50, 100)
 FINISH_REASONS = ("stop", "length", "abort", "error")
 STATES = ("loading", "ready", "draining", "hung", "restarting", "dead", "closed")
 ROUTES = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/responses/{response_id}",
+          "/v1/messages", "/v1/messages/count_tokens",
           "/v1/embeddings", "/tokenize", "/detokenize", "/tokenizer_info", "/live", "/startup", "/ready", "/version",
           "/metrics", "/openapi.json", "/docs", "other")  # fmt: skip
 _HISTOGRAMS: dict[str, tuple[Sequence[float], str]] = {

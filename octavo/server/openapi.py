@@ -17,10 +17,12 @@ from octavo import __version__
 from octavo.async_llm import AsyncLLM
 from octavo.errors import OctavoError
 from octavo.request import SamplingParams
+from octavo.server import messages_schema as messages
 from octavo.server import openapi_replies as replies
 from octavo.server import responses_schema as responses
 from octavo.server.auth import PUBLIC
 from octavo.server.embeddings import EmbeddingBody
+from octavo.server.messages_body import MessagesBody, PromptBody
 from octavo.server.openapi_bounds import EXTRA_COMPONENTS, ModelFacts, Schema, bounds_of, replacements_of
 from octavo.server.openapi_page import page
 from octavo.server.protocol import ChatBody, CompletionBody
@@ -60,6 +62,7 @@ class Endpoint:
         streams: `"stream": true` makes the reply a stream of server-sent events, which this describes.
         statuses: of errors that come beside those of all routes.
         unwell: 503 has the reply's own form, not that of errors.
+        errors: the form of errors.
     """
 
     method: str
@@ -73,6 +76,7 @@ class Endpoint:
     statuses: tuple[int, ...] = ()
     unwell: bool = False
     media: str = _JSON
+    errors: Any = replies.ErrorReply
 
     @property
     def tag(self) -> str:
@@ -95,6 +99,11 @@ ENDPOINTS = (
     Endpoint("DELETE", "/v1/responses/{response_id}", "Forget a response.", responses.DeletedResponse, statuses=(404,)),
     Endpoint("GET", "/v1/responses/{response_id}/input_items", "What a response answers.", responses.InputItemList,
              statuses=(400, 404)),
+    Endpoint("POST", "/v1/messages", "Answer a conversation, in the words of Anthropic's API.", messages.MessageObject,
+             MessagesBody, ("messages", "max_tokens"), streams="Anthropic's typed events, up to `message_stop`.",
+             errors=messages.MessageErrorReply),
+    Endpoint("POST", "/v1/messages/count_tokens", "The length of such a conversation.", messages.CountedTokens,
+             PromptBody, ("messages",), errors=messages.MessageErrorReply),
     Endpoint("POST", "/v1/embeddings", "Texts to vectors.", replies.EmbeddingList, EmbeddingBody, ("input",)),
     Endpoint("GET", "/v1/models", "The served models.", replies.ModelList),
     Endpoint("GET", "/v1/models/{model}", "One served model; its name may hold slashes.", replies.ModelCard,
@@ -183,7 +192,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool, facts: ModelF
     responses: dict[str, Any] = {"200": {"description": meaning, "headers": identity, "content": ok}}
     statuses = {*_OF_ALL, *endpoint.statuses, *(_OF_BODIES if endpoint.body is not None else ())}
     for status in sorted(statuses):
-        kind = endpoint.reply if status == 503 and endpoint.unwell else replies.ErrorReply
+        kind = endpoint.reply if status == 503 and endpoint.unwell else endpoint.errors
         content = {_JSON: {"schema": schemas.of(kind)}}
         headers = identity | (later if status in (429, 503) and not endpoint.unwell else {})
         responses[str(status)] = {"description": _MEANING[status], "headers": headers, "content": content}
@@ -214,7 +223,10 @@ class _Schemas:
     """JSON schemas of bodies and replies; `components` are those that have names."""
 
     def __init__(self, endpoints: Iterable[Endpoint], facts: ModelFacts | None):
-        kinds = [replies.ErrorReply, *(endpoint.reply for endpoint in endpoints if endpoint.reply is not None)]
+        kinds = [
+            *{each.errors: None for each in endpoints},
+            *(endpoint.reply for endpoint in endpoints if endpoint.reply is not None),
+        ]
         bodies = {endpoint.body: endpoint for endpoint in endpoints if endpoint.body is not None}
         kinds += bodies
         made, components = msgspec.json.schema_components(kinds, ref_template=_REF)

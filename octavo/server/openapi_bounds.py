@@ -133,6 +133,7 @@ def replacements_of(facts: ModelFacts | None) -> dict[str, Schema]:
         "EmbeddingBody.input": texts(MAX_INPUTS),
         "ResponsesBody.input": any_of(text, array({"$ref": "#/components/schemas/InputItem"}, minItems=1)),
         "ResponsesBody.tools": array({"$ref": "#/components/schemas/FunctionTool"}, maxItems=MAX_TOOLS),
+        **_of_messages(stop),
         "tokens": array(ids),
         "messages": array({"$ref": "#/components/schemas/ChatMessage"}, minItems=1),
         "tools": array({"$ref": "#/components/schemas/Tool"}, maxItems=MAX_TOOLS),
@@ -151,6 +152,23 @@ def replacements_of(facts: ModelFacts | None) -> dict[str, Schema]:
             "minProperties": 1,
         },
         "tool_choice": any_of({"enum": ["none", "auto", "required"]}, {"type": "object", "required": ["type"]}),
+    }
+
+
+def _of_messages(stop: Schema) -> dict[str, Schema]:
+    """Fields of Anthropic's API; `stop` is one stop string."""
+    blocks = any_of({"type": "string"}, array({"$ref": "#/components/schemas/TextContent"}))
+    shared: dict[str, Schema] = {
+        "messages": array({"$ref": "#/components/schemas/MessageParam"}, minItems=1),
+        "system": blocks,
+        "tools": array({"$ref": "#/components/schemas/MessageTool"}, maxItems=MAX_TOOLS),
+        "tool_choice": {"$ref": "#/components/schemas/ToolChoice"},
+        "output_config": {"type": "object"},
+    }
+    owned = {f"{owner}.{name}": schema for owner in ("MessagesBody", "PromptBody") for name, schema in shared.items()}
+    return owned | {
+        "MessagesBody.stop_sequences": array(stop, maxItems=validation.MAX_STOP_STRINGS),
+        "MessagesBody.metadata": {"type": "object"},
     }
 
 
@@ -191,6 +209,29 @@ EXTRA_COMPONENTS: Mapping[str, Schema] = {
             "tool_call_id": {"description": "Of the call that a message of the role tool answers, which needs it."},
         },
         "required": ["role"],
+    },
+    "TextContent": {**_PART, "description": "A block of text."},
+    "MessageParam": {
+        "type": "object",
+        "description": "One message. Blocks of the user's are texts and tool_results, of the assistant's texts, "
+        "thinking, and tool_uses. The model's chat template may refuse some orders of roles.",
+        "properties": {
+            "role": {"enum": ["user", "assistant"]},
+            "content": any_of({"type": "string"}, array({"$ref": "#/components/schemas/TextContent"})),
+        },
+        "required": ["role", "content"],
+    },
+    "MessageTool": {
+        "type": "object",
+        "description": "A tool that the model may use.",
+        "properties": {
+            "type": {"enum": ["custom", None]},
+            "name": {"type": "string", "pattern": "^[a-zA-Z0-9_-]{1,64}$"},
+            "description": {"type": ["string", "null"]},
+            "input_schema": {"type": ["object", "null"], "description": "A JSON schema of an object."},
+            "strict": {"type": ["boolean", "null"]},
+        },
+        "required": ["name"],
     },
     "InputItem": {
         "type": "object",

@@ -79,6 +79,19 @@ def responses(server: Any, prompt: Any, *, headers: Any = None, **params: Any) -
     return post(server, "/v1/responses", body | params, lambda data: data["output"][0]["content"][0]["text"], headers)
 
 
+def messages(server: Any, prompt: Any, *, headers: Any = None, **params: Any) -> Outcome:
+    body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 4, **params}
+    if "stop" in params:
+        body["stop_sequences"] = body.pop("stop")
+    with server.client(headers=headers or {}) as client:
+        reply = client.post("/v1/messages", content=json.dumps(body), headers={"content-type": "application/json"})
+    data = json.loads(reply.content)
+    if reply.status_code != 200:
+        error = data["error"]
+        return Outcome(reply.status_code, error["code"], error.get("param"), error["message"])
+    return Outcome(200, text=data["content"][0]["text"], cached=data["usage"]["cache_read_input_tokens"])
+
+
 def python(server: Any, prompt: Any, *, headers: Any = None, **params: Any) -> Outcome:
     routing = {name: params.pop(name) for name in ("cache_salt", "priority", "request_id") if name in params}
     for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
@@ -107,11 +120,13 @@ def tokenize(server: Any, prompt: Any, *, headers: Any = None, max_tokens: Any =
 
 
 _SAMPLING = frozenset(SamplingParams.__struct_fields__)
+_OF_MESSAGES = frozenset({"max_tokens", "temperature", "top_p", "top_k", "stop"})
 
 ENTRANCES = [
     Entrance("completions", completions, takes_ids=True),
     Entrance("chat", chat, takes_ids=False, lacks=frozenset({"prompt_logprobs"})),
     Entrance("responses", responses, takes_ids=False, lacks=frozenset({"prompt_logprobs"})),
+    Entrance("messages", messages, takes_ids=False, lacks=_SAMPLING - _OF_MESSAGES),
     Entrance("python", python, takes_ids=True, is_http=False),
     Entrance("embeddings", embeddings, takes_ids=True, lacks=_SAMPLING),
     Entrance("tokenize", tokenize, takes_ids=False, lacks=_SAMPLING | {"cache_salt", "priority"}),
