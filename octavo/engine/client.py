@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Protocol
 import msgspec
 import zmq
 
+from octavo.child_python import isolated_python
 from octavo.config import EngineConfig
 from octavo.engine import messages
 from octavo.engine.info import EngineInfo
@@ -96,7 +96,7 @@ class ProcessClient:
         self, config: EngineConfig, *, module: str = "octavo.engine_process", arguments: Sequence[str] = ()
     ) -> None:
         self._config = config
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._command = [*isolated_python(), "-m", module, *arguments]
         self._folder: Path | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None

@@ -10,7 +10,6 @@ import queue
 import select
 import struct
 import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -19,6 +18,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from octavo.child_python import isolated_python
 from octavo.errors import InvalidRequestError, OverloadedError
 from octavo.grammar.bounds import check_structured_outputs
 from octavo.grammar.compiler_process import Start, Verdict, frame
@@ -133,8 +133,8 @@ class _Child:
     """One `octavo.grammar.compiler_process`."""
 
     def __init__(self, start: bytes, seconds: float):
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "octavo.grammar.compiler_process"],
+        self._process = subprocess.Popen(  # noqa: S603 - this Python, a module of ours
+            [*isolated_python(), "-m", "octavo.grammar.compiler_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
