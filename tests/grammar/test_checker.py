@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 
@@ -9,7 +10,6 @@ import psutil
 import pytest
 
 from octavo.errors import InvalidRequestError
-from octavo.grammar import checker as module
 from octavo.grammar.checker import GrammarChecker
 from octavo.grammar.vocabulary import Vocabulary
 from octavo.request import StructuredOutputs
@@ -119,6 +119,6 @@ def test_a_schema_that_multiplies_out_is_ended_and_others_are_served(checker: Gr
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, checker: GrammarChecker) -> None:
-    monkeypatch.setitem(module.sys.modules, "llguidance", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InvalidRequestError, match=r"octavo\[grammar\]"):
         checker.check(StructuredOutputs(regex="a"))
