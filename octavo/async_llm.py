@@ -81,11 +81,14 @@ class AsyncLLM:
         progress: Progress | None = None,
         max_logprobs: int = 20,
         default_max_tokens: int | None = None,
+        first_handle: int = 1,
     ) -> AsyncLLM:
-        """From a config that is built already; `client` makes the way to the engine."""
+        """From a config that is built already; `client` makes the way to the engine. Requests' handles count up from
+        `first_handle`: those of all who ask one engine must differ."""
         self = cls.__new__(cls)
         self._setup(config, client, progress, max_logprobs)
         self._default_max_tokens = default_max_tokens
+        self._handles = itertools.count(first_handle)
         return self
 
     @classmethod

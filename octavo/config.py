@@ -128,6 +128,12 @@ class ServerOptions:
 
     host: str = flag("127.0.0.1", "Address to listen on; others than loopback need a key.")
     port: int = flag(8000, "Port to listen on; 0 picks a free one.", min=0, max=65535)
+    api_server_count: int = flag(
+        1,
+        "Processes that speak HTTP, tokenize and make text of tokens, over one port and one engine.",
+        min=1,
+        max=64,
+    )
     api_key: tuple[str, ...] = flag(
         (),
         "Key clients must send. OCTAVO_API_KEY does the same, and does not show in the list of processes.",

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
-import zmq
 
 from octavo.child_python import isolated_python
 from octavo.config import EngineConfig
 from octavo.engine import messages
+from octavo.engine.channel import Channel
 from octavo.engine.info import EngineInfo
 from octavo.engine.messages import (
     Abort,
     AddRequest,
+    Attach,
+    Detach,
     EngineFailed,
     Heartbeat,
     Launch,
@@ -36,12 +35,11 @@ from octavo.engine.messages import (
     StartupProgress,
 )
 from octavo.engine.phases import Progress
-from octavo.errors import ConfigError, EngineDeadError, OctavoError
+from octavo.errors import EngineDeadError, OctavoError
 from octavo.request import EngineRequest, EngineStats, StepOutputs
 
 _LAST_WORDS_SECONDS = 0.3  # after the process ended, its last messages may still be on their way
 _CLOSE_SECONDS = 5.0
-_MESSAGES_A_TURN = 64  # then the event loop gets its turn
 
 
 class EngineListener(Protocol):
@@ -84,6 +82,14 @@ class EngineClient(Protocol):
         """End the engine and free everything. May be called again, and before `start` has returned."""
 
 
+@runtime_checkable
+class Host(Protocol):
+    """An engine that further processes can be attached to; as of `ProcessClient`."""
+
+    def attach(self, front: int, endpoint: str) -> None: ...
+    def detach(self, front: int) -> None: ...
+
+
 class ProcessClient:
     """Runs an engine as a child process, over a UNIX socket in a folder that only this user can enter.
 
@@ -97,9 +103,7 @@ class ProcessClient:
     ) -> None:
         self._config = config
         self._command = [*isolated_python(), "-m", module, *arguments]
-        self._folder: Path | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
+        self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._alive_fd = -1  # the read end of a pipe whose other end only the child holds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -133,34 +137,12 @@ class ProcessClient:
         self._listener, self._progress = listener, progress
         self._ready = self._loop.create_future()
         try:
-            endpoint = self._open_socket()
-            self._spawn(endpoint)
+            self._channel = Channel(self._take)
+            self._spawn(self._channel.endpoint)
             return await self._ready
         except BaseException:
             await self.close()
             raise
-
-    def _open_socket(self) -> str:
-        try:
-            self._folder = Path(tempfile.mkdtemp(prefix="octavo-"))  # mode 0700
-            endpoint = f"ipc://{self._folder}/engine"
-            self._bind(endpoint)
-        except (OSError, zmq.ZMQError) as error:
-            raise ConfigError(
-                f"There is no place for the engine's socket in {tempfile.gettempdir()}: {error.strerror}.",
-                fix="Set TMPDIR to a folder with a short path that can be written to.",
-            ) from error
-        return endpoint
-
-    def _bind(self, endpoint: str) -> None:
-        self._context = zmq.Context()
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.PAIR)
-        self._socket = socket
-        socket.set(zmq.SNDHWM, 0)
-        socket.set(zmq.RCVHWM, 0)
-        socket.set(zmq.LINGER, 0)
-        socket.bind(endpoint)
-        self._on_loop.add_reader(socket.fileno(), self._receive)
 
     def _spawn(self, endpoint: str) -> None:
         """Start the child. Its stdin stays open as long as this process lives; the pipe ends with the child."""
@@ -198,31 +180,19 @@ class ProcessClient:
             self._send(Abort(handle, index))
 
     def _send(self, message: messages.ToEngine) -> None:
-        if self._socket is None or self._gone.is_set() or self._error is not None:
+        if self._channel is None or self._channel.closed or self._gone.is_set() or self._error is not None:
             raise self._death("The engine has ended.")
-        try:
-            self._socket.send(messages.encode(message), zmq.NOBLOCK)
-        except zmq.Again:
-            raise self._death("The engine's process cannot be reached.") from None
-        self._on_loop.call_soon(self._receive)  # sending may have used up the descriptor's edge
+        if not self._channel.send(message):
+            raise self._death("The engine's process cannot be reached.")
 
     def _receive(self) -> None:
-        """Take what is there. The descriptor tells of edges only, so it is read until there is nothing left."""
-        for _ in range(_MESSAGES_A_TURN):
-            if self._socket is None:
-                return
-            try:
-                data = self._socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._take(messages.decode_from_engine(data))
-        self._on_loop.call_soon(self._receive)
+        if self._channel is not None:
+            self._channel.receive()
 
     def _take(self, message: messages.FromEngine) -> None:
         listener = self._listener
         if listener is None:
             return
-        self._remove_folder()  # both sides have the socket open: nobody needs its name any more
         if isinstance(message, Outputs):
             self._progress_time = time.monotonic()
             listener.on_outputs(message.step)
@@ -243,6 +213,22 @@ class ProcessClient:
             self._fail(_with_trace(message.failure.error(), message.trace))
         elif isinstance(message, EngineFailed):
             self._fail(_with_trace(self._death(f"The engine failed: {message.failure.message}"), message.trace))
+
+    # -- further processes that ask it ---------------------------------------------------------------------------
+
+    def attach(self, front: int, endpoint: str) -> None:
+        """Let the engine take requests from another process too, and answer it. Raises EngineDeadError.
+
+        Args:
+            front: its number, above 0; its requests' handles are those of `octavo.engine.messages.first_handle`.
+            endpoint: of the `Channel` that it has opened.
+        """
+        self._send(Attach(front, endpoint))
+
+    def detach(self, front: int) -> None:
+        """Abort that process's requests and forget it."""
+        with contextlib.suppress(EngineDeadError):
+            self._send(Detach(front))
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -319,17 +305,8 @@ class ProcessClient:
             self._on_loop.remove_reader(self._alive_fd)
             os.close(self._alive_fd)
             self._alive_fd = -1
-        if self._socket is not None and self._context is not None:
-            self._on_loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._context.term()
-            self._socket = None
-        self._remove_folder()
-
-    def _remove_folder(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if self._channel is not None:
+            self._channel.close()
 
 
 def _with_trace(error: OctavoError, trace: str) -> OctavoError:

@@ -78,6 +78,20 @@ class Abort(msgspec.Struct, frozen=True, tag=True, array_like=True):
     index: int | None = None
 
 
+class Attach(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Serve another process as well: connect to its endpoint and say `Ready` there. What was attached under this number
+    before is let go. Only the parent may ask it."""
+
+    front: int
+    endpoint: str
+
+
+class Detach(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Abort the requests of another process and forget it. Only the parent may ask it."""
+
+    front: int
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Free everything and end."""
 
@@ -134,9 +148,23 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True, array_like=True):
     stats: EngineStats
 
 
-ToEngine = AddRequest | Abort | Shutdown
+_FRONT_SHIFT = 40  # a number for each front process ever started, and handles for thirty years of each
+
+ToEngine = AddRequest | Abort | Attach | Detach | Shutdown
+FromFront = AddRequest | Abort
 FromEngine = StartupProgress | Ready | StartupFailed | Outputs | RequestFailed | EngineFailed | Heartbeat
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_front = msgspec.msgpack.Decoder(FromFront).decode
 decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+def first_handle(front: int) -> int:
+    """The first of the handles that a process may use; those of two processes differ. The parent is number 0."""
+    return (front << _FRONT_SHIFT) + 1
+
+
+def front_of(handle: int) -> int:
+    """The number of the process that a handle is of."""
+    return handle >> _FRONT_SHIFT

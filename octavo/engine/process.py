@@ -22,10 +22,13 @@ import zmq
 
 from octavo.config import EngineConfig
 from octavo.engine import messages
+from octavo.engine.fronts import Fronts
 from octavo.engine.info import EngineInfo
 from octavo.engine.messages import (
     Abort,
     AddRequest,
+    Attach,
+    Detach,
     EngineFailed,
     Failure,
     Heartbeat,
@@ -75,39 +78,55 @@ def main(make_engine: EngineFactory) -> int:
     log_as_the_parent()
     _tie_to_parent(launch)
     context = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    socket.set(zmq.SNDHWM, 0)  # a slow parent must not stop the engine; its open requests bound what can pile up
-    socket.set(zmq.RCVHWM, 0)
-    socket.set(zmq.LINGER, _LINGER_MS)
-    socket.connect(launch.endpoint)
+
+    def connect(endpoint: str) -> zmq.Socket[bytes]:
+        socket = context.socket(zmq.PAIR)
+        socket.set(zmq.SNDHWM, 0)  # a slow reader must not stop the engine; its open requests bound what can pile up
+        socket.set(zmq.RCVHWM, 0)
+        socket.set(zmq.LINGER, _LINGER_MS)
+        socket.set(zmq.RECONNECT_IVL, -1)  # whoever takes the name of a process that has died is somebody else
+        socket.connect(endpoint)
+        return socket
+
+    socket = connect(launch.endpoint)
     _send(socket, StartupProgress("start the engine", 0.0))  # its name can go
     try:
-        return _serve(launch.config, make_engine, socket)
+        return _serve(launch.config, make_engine, socket, connect)
     finally:
         socket.close()
         context.term()
 
 
-def _serve(config: EngineConfig, make_engine: EngineFactory, socket: zmq.Socket[bytes]) -> int:
+def _serve(
+    config: EngineConfig,
+    make_engine: EngineFactory,
+    socket: zmq.Socket[bytes],
+    connect: Callable[[str], zmq.Socket[bytes]],
+) -> int:
     try:
         engine = make_engine(config, lambda phase, fraction: _send(socket, StartupProgress(phase, fraction)))
     except Exception as error:
         _send(socket, StartupFailed(Failure.of(error), traceback.format_exc()))
         return error.exit_code if isinstance(error, OctavoError) else EXIT_STARTUP_FAILED
     _send(socket, Ready(engine.info))
+    fronts = Fronts(engine, connect)
     try:
-        _Loop(engine, socket).run()
+        _Loop(engine, socket, fronts).run()
     except Exception as error:
         _send(socket, EngineFailed(Failure.of(error), traceback.format_exc()))
         return EXIT_STEP_FAILED
+    finally:
+        fronts.close()
     engine.close()
     return 0
 
 
 class _Loop:
-    def __init__(self, engine: EngineLike, socket: zmq.Socket[bytes]):
+    def __init__(self, engine: EngineLike, socket: zmq.Socket[bytes], fronts: Fronts):
         self._engine = engine
         self._socket = socket
+        self._fronts = fronts
+        self._poller = self._make_poller()
         self._stopping = False
         self._progress_time = self._told_time = time.monotonic()
 
@@ -119,7 +138,7 @@ class _Loop:
             if not engine.has_work:
                 self._rest()
             elif fruitless > 1:  # one turn without outputs is usual: run-ahead settles a step later
-                self._socket.poll(int(1000 * _SPIN_SECONDS))
+                self._poller.poll(int(1000 * _SPIN_SECONDS))
             self._drain()
             if not engine.has_work:
                 continue
@@ -129,7 +148,7 @@ class _Loop:
                 fruitless += 1
             else:
                 fruitless, self._progress_time = 0, now
-                _send(self._socket, Outputs(outputs))
+                self._give(outputs)
             if now - self._told_time >= _HEARTBEAT_SECONDS:
                 self._tell(now)
 
@@ -138,16 +157,32 @@ class _Loop:
         while True:
             self._progress_time = time.monotonic()
             self._tell(self._progress_time)
-            if self._socket.poll(int(1000 * _HEARTBEAT_SECONDS)):
+            if self._poller.poll(int(1000 * _HEARTBEAT_SECONDS)):
                 self._progress_time = time.monotonic()
                 return
 
     def _tell(self, now: float) -> None:
         self._told_time = now
-        _send(self._socket, Heartbeat(self._progress_time, self._engine.stats()))
+        sign = Heartbeat(self._progress_time, self._engine.stats())
+        _send(self._socket, sign)
+        self._fronts.tell(sign)
+
+    def _give(self, outputs: StepOutputs) -> None:
+        """To whom they belong. One who asks alone gets them as they are."""
+        if self._fronts:
+            self._fronts.send(outputs)
+        else:
+            _send(self._socket, Outputs(outputs))
+
+    def _make_poller(self) -> zmq.Poller:
+        poller = zmq.Poller()
+        for socket in (self._socket, *self._fronts.sockets):
+            poller.register(socket, zmq.POLLIN)
+        return poller
 
     def _drain(self) -> None:
         """Take every message that is there."""
+        self._fronts.drain()
         while not self._stopping:
             try:
                 data = self._socket.recv(zmq.NOBLOCK)
@@ -158,6 +193,12 @@ class _Loop:
                 self._add(message.request)
             elif isinstance(message, Abort):
                 self._engine.abort(message.handle, message.index)
+            elif isinstance(message, Attach):
+                self._fronts.attach(message.front, message.endpoint)
+                self._poller = self._make_poller()
+            elif isinstance(message, Detach):
+                self._fronts.detach(message.front)
+                self._poller = self._make_poller()
             elif isinstance(message, Shutdown):
                 self._stopping = True
 
@@ -189,13 +230,24 @@ def _tie_to_parent(launch: Launch) -> None:
     Ctrl-C and a service manager's SIGTERM reach all processes of the group; only the parent shall act on them, as it
     lets open requests finish first.
     """
+    leave_signals_to_the_parent()
+    if launch.bound_to_parent:
+        die_with(launch.parent)
+    threading.Thread(target=_end_with_stdin, args=(launch.endpoint,), name="parent-watch", daemon=True).start()
+
+
+def leave_signals_to_the_parent() -> None:
+    """Ignore what asks the whole group of processes to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if launch.bound_to_parent and sys.platform == "linux":
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel end this process when the parent's thread that started it ends. Linux only."""
+    if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != launch.parent:  # it died before the kernel knew of the wish
+        if os.getppid() != parent:  # it died before the kernel knew of the wish
             os._exit(1)
-    threading.Thread(target=_end_with_stdin, args=(launch.endpoint,), name="parent-watch", daemon=True).start()
 
 
 def _end_with_stdin(endpoint: str) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from octavo.engine.client import EngineClient, EngineListener
+from octavo.engine.client import EngineClient, EngineListener, Host
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
 from octavo.errors import EngineDeadError, OctavoError
@@ -28,12 +28,14 @@ class RestartPolicy:
         max_restarts: within `window` seconds; one more death is the end.
         first_pause: seconds before the first restart; each further one within the window waits twice as long.
         step_timeout: seconds without a sign of life after which the engine is killed; 0 waits for ever.
+        quiet: somebody else logs the engine's deaths.
     """
 
     max_restarts: int = 3
     window: float = 600.0
     first_pause: float = 0.25
     step_timeout: float = 120.0
+    quiet: bool = False
 
 
 class RestartingClient:
@@ -88,6 +90,17 @@ class RestartingClient:
             self._forget(handle)
         if self._up:
             self._client.abort(handle, index)
+
+    def attach(self, front: int, endpoint: str) -> None:
+        """As of `ProcessClient`. An engine that dies forgets what was attached: each process opens a new channel."""
+        if self._up and isinstance(self._client, Host):
+            with contextlib.suppress(EngineDeadError):  # `on_dead` will come
+                self._client.attach(front, endpoint)
+
+    def detach(self, front: int) -> None:
+        """As of `ProcessClient`."""
+        if self._up and isinstance(self._client, Host):
+            self._client.detach(front)
 
     @property
     def pid(self) -> int | None:
@@ -150,7 +163,8 @@ class RestartingClient:
         if not self._may_restart():
             self._give_up(error)
             return
-        logger.error("%s It is started again (%d of %d).", error, len(self._deaths), self._policy.max_restarts)
+        if not self._policy.quiet:
+            logger.error("%s It is started again (%d of %d).", error, len(self._deaths), self._policy.max_restarts)
         for handle in self._retried & self._not_begun.keys():
             self._forget(handle)
         self._told.on_restarting(error, frozenset(self._not_begun))
@@ -207,7 +221,8 @@ class RestartingClient:
         for request in list(self._not_begun.values()):
             with contextlib.suppress(EngineDeadError):  # `on_dead` will come
                 self._client.add(request)
-        logger.warning("The engine is back, with %d requests that waited.", len(self._not_begun))
+        if self._not_begun or not self._policy.quiet:
+            logger.warning("The engine is back, with %d requests that waited.", len(self._not_begun))
         self._watch()
         self._told.on_restarted()
 

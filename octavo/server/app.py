@@ -47,6 +47,7 @@ class App:
         num_exchanges: requests that are being received or answered.
         keys: that open it; without any it is open to all who reach it.
         tracer: makes spans of exchanges, if any are wanted.
+        gather_metrics: makes the page of all processes that serve together out of this one's.
     """
 
     def __init__(self, llm: AsyncLLM, options: ServerOptions, keys: KeyRing | None = None):
@@ -57,6 +58,7 @@ class App:
         self._bodies = BodyBudget(max(options.max_body_bytes, options.max_body_bytes_in_all))
         self.metrics = Metrics()
         self.tracer: RequestTracer | None = None
+        self.gather_metrics: Callable[[str], Awaitable[str]] | None = None
         llm.on_end = self.metrics.ended
         llm.on_step = self.metrics.stepped
         self.keys = KeyRing.of(options) if keys is None else keys
@@ -203,7 +205,14 @@ class App:
         await exchange.json(200, {"version": __version__})
 
     async def _metrics_page(self, exchange: Exchange) -> None:
-        text = self.metrics.text(
+        text = self.metrics_text()
+        if self.gather_metrics is not None:
+            text = await self.gather_metrics(text)
+        await exchange.reply(200, text.encode(), _METRICS_TYPE)
+
+    def metrics_text(self) -> str:
+        """What this process tells at /metrics."""
+        return self.metrics.text(
             self.names[0],
             self.llm.stats,
             state=self.status,
@@ -211,7 +220,6 @@ class App:
             num_restarts=self.llm.num_restarts,
             cache=self._cache_facts(),
         )
-        await exchange.reply(200, text.encode(), _METRICS_TYPE)
 
     def _cache_facts(self) -> dict[str, str | int] | None:
         try:

@@ -51,6 +51,22 @@ class KeyRing:
         file = Path(options.api_key_file) if options.api_key_file else None
         return cls((*options.api_key, *filter(None, named)), file)
 
+    @classmethod
+    def of_digests(cls, digests: Iterable[bytes]) -> KeyRing:
+        """From another ring's `digests`; `replace` changes them."""
+        ring = cls()
+        ring.replace(digests)
+        return ring
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """The keys' SHA-256 hashes."""
+        return self._digests
+
+    def replace(self, digests: Iterable[bytes]) -> None:
+        """Let other keys open the server from now on."""
+        self._digests = tuple(digests)
+
     def __len__(self) -> int:
         return len(self._digests)
 

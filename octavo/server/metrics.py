@@ -81,7 +81,7 @@ class Metrics:
     def stepped(self, step: ProcessedStep) -> None:
         """Count a step of the engine, and the gaps between its tokens and those before."""
         figures = step.stats.last_step if step.stats is not None else _NO_STEP
-        if figures != self._last_step:
+        if figures not in (self._last_step, _NO_STEP):  # those of some steps are told to another front
             self._last_step = figures
             self.step_time.observe(figures.seconds)
             self.histograms["iteration_tokens_total"].observe(figures.num_tokens)

@@ -209,7 +209,7 @@ def test_nothing_is_left_after_closing(sim_llm, run):
         llm = sim_llm(SimOptions(startup_seconds=0.1))
         loading = asyncio.ensure_future(llm.load())
         await until(lambda: llm._client.pid)
-        folder, pid = llm._client._folder, llm._client.pid
+        folder, pid = llm._client._channel._folder, llm._client.pid
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         await loading
         assert not folder.exists()  # even a kill leaves nothing behind

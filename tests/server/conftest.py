@@ -16,7 +16,8 @@ import pytest
 from octavo.async_llm import AsyncLLM
 from octavo.config import EngineConfig, ServerOptions
 from octavo.server.app import build_app
-from octavo.server.serve import _Uvicorn, listen, url_of, uvicorn_config
+from octavo.server.life import HttpServer, uvicorn_config
+from octavo.server.serve import listen, url_of
 from octavo.sim import SimOptions, write_sim_model
 from octavo.sim.serve import SimServe, sim_client
 from tests.patience import BUSY
@@ -104,7 +105,7 @@ def start_server(sim_folder):
                 default_max_tokens=options.default_max_tokens,
             )
             app = build_app(llm, options)
-            server = _Uvicorn(uvicorn_config(app))
+            server = HttpServer(uvicorn_config(app))
             listener = listen("127.0.0.1", 0)
             made["running"] = Running(url_of(listener, "127.0.0.1"), llm, app, asyncio.get_running_loop())
             made["stop"] = asyncio.Event()

@@ -14,7 +14,8 @@ from octavo.frontend.parsers import AnswerParser, get, read_answer
 from octavo.request import SamplingParams
 from octavo.server.app import build_app
 from octavo.server.chat_parts import ChatParts
-from octavo.server.serve import _Uvicorn, listen, uvicorn_config
+from octavo.server.life import HttpServer, uvicorn_config
+from octavo.server.serve import listen
 from octavo.server.tools import tool_request
 
 TEXT = {"type": "string", "maxLength": 12}
@@ -52,7 +53,7 @@ def test_choices_are_kept_by_the_default_model(smollm2_gguf):
 async def ask(smollm2_gguf):
     async with AsyncLLM.of_config(EngineConfig.of(model=str(smollm2_gguf), max_model_len=1024)) as llm:
         app = build_app(llm, ServerOptions(port=0))
-        server = _Uvicorn(uvicorn_config(app))
+        server = HttpServer(uvicorn_config(app))
         listener = listen("127.0.0.1", 0)
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
