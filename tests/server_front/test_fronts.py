@@ -73,7 +73,7 @@ def test_any_front_tells_of_all_and_deaths_stay_where_they_happen(process_server
         for stream in streams:
             try:
                 ends.append(stream.read().endswith(b"[DONE]\n\n"))
-            except httpx.RemoteProtocolError:
+            except httpx.TransportError:
                 ends.append(False)
     assert ends.count(False) == opened[victim.pid]
     until(lambda: len(fronts_of(process)) == 2 and named(metrics(url), "octavo:num_requests_running") == 0)
