@@ -122,7 +122,8 @@ class MessageReply:
         parts: ChatParts | None,
     ):
         self.timing = False
-        self._head = {"id": message_id, "type": "message", "role": "assistant", "model": model}
+        self._head: dict[str, Any] = {"id": message_id, "type": "message", "role": "assistant", "model": model}
+        self._head |= {"container": None, "stop_details": None}  # which its schema wants
         self._opened = opened
         self._tokenizer = tokenizer
         self._parts = parts
@@ -234,6 +235,7 @@ class MessageReply:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": len(opened.samples[0].token_ids),
+            **_USAGE_OF_OTHERS,
         }
 
     @staticmethod
@@ -244,6 +246,14 @@ class MessageReply:
         return {"stop_reason": "tool_use" if reason == "end_turn" and num_calls else reason, "stop_sequence": None}
 
 
+_USAGE_OF_OTHERS = {
+    "cache_creation": None,
+    "inference_geo": None,
+    "output_tokens_details": None,
+    "server_tool_use": None,
+    "service_tier": "standard",
+}
+"""What Anthropic's schema wants, and only its own service has."""
 _TYPES = {"content": "text", "reasoning": "thinking", "call": "tool_use", "arguments": "tool_use"}
 _DELTAS = {
     "content": ("text_delta", "text"),
@@ -261,8 +271,8 @@ def _new_block(piece: Piece, new_call_id: Callable[[], str]) -> dict[str, Any]:
     """An empty block for what a piece begins."""
     kind = _TYPES[piece.kind]
     if kind == "tool_use":
-        return {"type": kind, "id": new_call_id(), "name": piece.text, "input": {}}
-    return {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {})
+        return {"type": kind, "id": new_call_id(), "name": piece.text, "input": {}, "caller": {"type": "direct"}}
+    return {"type": kind, kind: ""} | ({"signature": ""} if kind == "thinking" else {"citations": None})
 
 
 def _fill(blocks: list[dict[str, Any]], texts: list[str]) -> None:

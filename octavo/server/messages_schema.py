@@ -13,6 +13,7 @@ class TextBlock(Struct, tag_field="type", tag="text"):
     """Text of the answer."""
 
     text: str
+    citations: None
 
 
 class ThinkingBlock(Struct, tag_field="type", tag="thinking"):
@@ -28,6 +29,7 @@ class ToolUseBlock(Struct, tag_field="type", tag="tool_use"):
     id: str
     name: str
     input: dict[str, Any]
+    caller: dict[Literal["type"], Literal["direct"]]
 
 
 class MessageUsage(Struct):
@@ -43,6 +45,11 @@ class MessageUsage(Struct):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    cache_creation: None
+    inference_geo: None
+    output_tokens_details: None
+    server_tool_use: None
+    service_tier: Literal["standard"]
 
 
 class MessageObject(Struct):
@@ -55,6 +62,8 @@ class MessageObject(Struct):
     content: list[TextBlock | ThinkingBlock | ToolUseBlock]
     stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
     stop_sequence: str | None
+    stop_details: None
+    container: None
     usage: MessageUsage
     timing: Timing | UnsetType = UNSET
 

@@ -70,7 +70,7 @@ def gathered(events: list[dict[str, Any]]) -> dict[str, Any]:
 def test_a_text_is_answered(server):
     message = ask(server, "hello", max_tokens=11)
     assert message["id"].startswith("msg_") and (message["type"], message["role"]) == ("message", "assistant")
-    assert message["content"] == [{"type": "text", "text": "user: hello"}]
+    assert message["content"] == [{"type": "text", "text": "user: hello", "citations": None}]
     assert (message["stop_reason"], message["stop_sequence"]) == ("max_tokens", None)
     usage = message["usage"]
     prompt = len("user: hello\nassistant: ")
@@ -101,7 +101,7 @@ def test_an_answer_may_be_begun_by_the_client(server):
 
 def test_a_stop_sequence_is_told(server):
     message = ask(server, "one two", stop_sequences=["two"])
-    assert message["content"] == [{"type": "text", "text": "user: one "}]
+    assert [block["text"] for block in message["content"]] == ["user: one "]
     assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "two")
 
 

@@ -9,7 +9,7 @@ import anthropic
 import pytest
 from target import MODEL, QUESTION, URL, WEATHER
 
-OPTIONS: dict[str, Any] = {"model": MODEL, "max_tokens": 24, "temperature": 0}
+OPTIONS: dict[str, Any] = {"model": MODEL, "max_tokens": 24, "extra_body": {"temperature": 0}}
 MESSAGES: Any = [{"role": "user", "content": QUESTION}]
 TOOL: Any = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}
 
