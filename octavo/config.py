@@ -144,6 +144,10 @@ class ServerOptions:
     allowed_host: tuple[str, ...] = flag(
         (), "Name with a dot that clients may use for a server on loopback without a key, as a proxy's.", repeat=True
     )
+    backend: Literal["model", "sim"] = flag(
+        "model",
+        "sim: no model, but a simulated engine that answers at once with its prompt: to try clients, to load the server.",
+    )
     served_model_name: tuple[str, ...] = flag((), "Names clients may use for the model.", repeat=True)
     enable_auto_tool_choice: bool = flag(True, "Take tool_choice auto: the model decides whether it calls functions.")
     tool_call_parser: str = flag(

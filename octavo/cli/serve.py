@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +16,7 @@ from octavo.cli.models import ensure_here
 from octavo.cli.options import config_options, engine_config, engine_options, given
 from octavo.cli.terminal import ProgressLine, note
 from octavo.cli.verbs import verb
-from octavo.config import ServerOptions, build
+from octavo.config import EngineConfig, ServerOptions, build
 
 if TYPE_CHECKING:
     from octavo.engine.info import EngineInfo
@@ -33,7 +36,28 @@ def serve(ctx: click.Context, /, model_name: str | None, **_: Any) -> None:
     """Serve MODEL over HTTP with the OpenAI API, until SIGTERM or Ctrl-C."""
     config = engine_config(ctx, model_name)
     options = build(_Server, given(ctx, ServerOptions)).options
+    if options.backend == "sim":
+        _simulate(config, options)
+        return
     ensure_here({"model": config.model.model, "revision": config.model.revision})
+    _serve(config, options)
+
+
+def _simulate(config: EngineConfig, options: ServerOptions) -> None:
+    """Serve a simulated engine under the name "sim"."""
+    from octavo.sim.engine import SimOptions
+    from octavo.sim.model import write_sim_model
+    from octavo.sim.serve import sim_client
+
+    with tempfile.TemporaryDirectory(prefix="octavo-sim-") as scratch:
+        folder = write_sim_model(Path(scratch) / "sim")
+        model = dataclasses.replace(config.model, model=str(folder))
+        names = options.served_model_name or ("sim",)
+        options = dataclasses.replace(options, served_model_name=names)
+        _serve(dataclasses.replace(config, model=model), options, client=sim_client(SimOptions()))
+
+
+def _serve(config: EngineConfig, options: ServerOptions, **more: Any) -> None:
     started = time.perf_counter()
     name = options.served_model_name[0] if options.served_model_name else config.model.model
     with ProgressLine() as progress:
@@ -47,7 +71,7 @@ def serve(ctx: click.Context, /, model_name: str | None, **_: Any) -> None:
         from octavo.server import serve as run_server
         from octavo.server.auth import KeyRing
 
-        run_server(config, options, ready, progress=progress)
+        run_server(config, options, ready, progress=progress, **more)
 
 
 def report(info: EngineInfo, url: str, name: str, *, seconds: float, needs_key: bool) -> None:

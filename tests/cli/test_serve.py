@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +22,8 @@ def server(monkeypatch):
     """`octavo.server` is replaced by one that is ready at once; the value collects its arguments."""
     calls = []
 
-    def serve(config, options, on_ready, *, progress):
-        calls.append((config, options))
+    def serve(config, options, on_ready, *, progress, **more):
+        calls.append((config, options, *more))
         progress("load weights", 0.5)
         on_ready(Info(notes=("The context was cut.",)), "http://127.0.0.1:8123")
         return 0
@@ -41,6 +42,14 @@ def test_flags_reach_server_and_engine(server):
     assert (config.model.model, config.scheduler.max_num_seqs) == ("some/model", 3)
     assert (options.port, options.api_key, options.served_model_name) == (0, ("a", "b"), ("m",))
     assert (options.max_body_bytes, options.drain_timeout) == (1 << 20, 2.5)
+
+
+def test_a_simulated_engine_needs_no_model(server, monkeypatch):
+    monkeypatch.setattr("octavo.cli.serve.ensure_here", lambda options: pytest.fail("no model is wanted"))
+    assert main(["serve", "--backend", "sim", "--port", "0"]) == 0
+    config, options, *more = server[0]
+    assert more == ["client"] and options.served_model_name == ("sim",)
+    assert not Path(config.model.model).exists()  # it was there while it served
 
 
 def test_a_config_file_may_repeat_an_option(server, tmp_path):
