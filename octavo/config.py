@@ -146,7 +146,7 @@ class ServerOptions:
     )
     backend: Literal["model", "sim"] = flag(
         "model",
-        "sim: no model, but a simulated engine that answers at once with its prompt: to try clients, to load the server.",
+        "sim: no model, but a simulated engine that answers at once with its prompt, to try clients or the server.",
     )
     served_model_name: tuple[str, ...] = flag((), "Names clients may use for the model.", repeat=True)
     enable_auto_tool_choice: bool = flag(True, "Take tool_choice auto: the model decides whether it calls functions.")

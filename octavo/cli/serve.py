@@ -51,9 +51,7 @@ def _simulate(config: EngineConfig, options: ServerOptions) -> None:
 
     with tempfile.TemporaryDirectory(prefix="octavo-sim-") as scratch:
         folder = write_sim_model(Path(scratch) / "sim")
-        model = dataclasses.replace(config.model, model=str(folder))
-        names = options.served_model_name or ("sim",)
-        options = dataclasses.replace(options, served_model_name=names)
+        model = dataclasses.replace(config.model, model="sim", tokenizer=str(folder))
         _serve(dataclasses.replace(config, model=model), options, client=sim_client(SimOptions()))
 
 
