@@ -84,3 +84,7 @@ class Acceptor:
             self._timer.cancel()
         with contextlib.suppress(OSError, ValueError):
             self._loop.remove_reader(self._listener.fileno())
+
+    async def wait_closed(self) -> None:
+        """Connections that were being opened are open, or gone."""
+        await asyncio.gather(*self._opening, return_exceptions=True)

@@ -90,7 +90,7 @@ class Front:
             del self._collecting[number]
         return merge(own, pages.others, pages.retired)
 
-    async def listen(self, reader: asyncio.StreamReader) -> None:
+    async def follow(self, reader: asyncio.StreamReader) -> None:
         """Do what the keeper says, and end with it."""
         while data := await talk.read(reader):
             self._take(talk.decode_to_front(data))
@@ -137,7 +137,7 @@ async def _main(control: socket.socket, listener: socket.socket) -> int:
     with traced, logging_to_stderr(options.log_format, options.log_level):
         front = Front(launch, writer, listener)
         front.life.tracer = tracer
-        listening = asyncio.create_task(front.listen(reader))
+        listening = asyncio.create_task(front.follow(reader))
         try:
             return await front.life.run()
         except OctavoError as error:

@@ -150,10 +150,12 @@ class MessageReply:
         Raises:
             RequestFailedError: the sample failed in the engine.
         """
+        updates = list(updates)
+        failed = next((update for update in updates if update.finish_reason == "error"), None)
+        if failed is not None:
+            raise RequestFailedError(failed.error or "The request failed.", fix="Send it again.")
         told: list[bytes] = []
         for update in updates:
-            if update.finish_reason == "error":
-                raise RequestFailedError(update.error or "The request failed.", fix="Send it again.")
             if self._parts is None:
                 if update.text:
                     told.append(self._blocks.text(update.text))

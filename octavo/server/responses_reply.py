@@ -76,10 +76,12 @@ class ResponseReply:
         Raises:
             RequestFailedError: the sample failed in the engine.
         """
+        updates = list(updates)
+        failed = next((update for update in updates if update.finish_reason == "error"), None)
+        if failed is not None:  # before anything is numbered that would not be sent
+            raise RequestFailedError(failed.error or "The request failed.", fix="Send it again.")
         told: list[bytes] = []
         for update in updates:
-            if update.finish_reason == "error":
-                raise RequestFailedError(update.error or "The request failed.", fix="Send it again.")
             if not self.plain:
                 told.append(self._take(update))
             elif update.text:

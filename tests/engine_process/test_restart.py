@@ -225,8 +225,9 @@ def test_closing_while_the_engine_is_away_leaves_nothing(restarting_llm, run):
             await asyncio.gather(task, return_exceptions=True)
         assert llm.state == "closed" and not psutil.pid_exists(first)
 
+    others = psutil.Process().children()  # of servers that tests before this one share
     run(main)
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= set(others)
 
 
 def test_an_engine_that_cannot_start_is_not_tried_again(restarting_llm, run):

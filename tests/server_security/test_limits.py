@@ -152,7 +152,7 @@ def test_heads_that_are_too_much_get_json_and_an_end(server, parts, status, code
 @pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.3"])
 def test_an_offer_of_another_protocol_is_ignored_and_the_body_read(server, offer, split):
     """As Java's client sends with every request."""
-    body = json.dumps({"prompt": "ab", "max_tokens": 4, "user": "u" * 1000}).encode()
+    body = json.dumps({"prompt": "ab", "max_tokens": 4, "padding": "u" * 1000}).encode()
     data = HEAD + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: %s\r\nContent-Length: %d\r\n\r\n" % (
         offer,
         len(body),
@@ -181,7 +181,7 @@ def test_an_endless_body_is_cut_at_the_limit_and_not_kept(start_server):
 def test_all_bodies_together_are_bounded(start_server):
     options = ServerOptions(port=0, max_body_bytes=40_000, max_body_bytes_in_all=100_000)
     with start_server(sim=SLOW, options=options) as running:
-        body = {"prompt": "ab", "max_tokens": 3000, "user": "u" * 30_000}
+        body = {"prompt": "ab", "max_tokens": 3000, "padding": "u" * 30_000}
 
         async def main():
             async with httpx.AsyncClient(base_url=running.url, verify=NO_TLS, timeout=20) as client:
@@ -212,7 +212,7 @@ def test_who_sends_slowly_is_not_waited_for(start_server):
         raw, seconds = talk(running)
         assert raw == b"" and seconds < 1.5
         # one that is slow but steady, 8 KiB each tenth of a second, is waited for
-        body = json.dumps({"prompt": "a", "max_tokens": 1, "user": "u" * 60_000}).encode()
+        body = json.dumps({"prompt": "a", "max_tokens": 1, "padding": "u" * 60_000}).encode()
         head = HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
         raw, seconds = talk(running, head, *[body[i : i + 8192] for i in range(0, len(body), 8192)], pause=0.1)
         assert b"200 OK" in raw and seconds > 0.6

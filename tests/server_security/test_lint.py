@@ -16,7 +16,7 @@ TREES = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "octavo").
 WILDCARDS = {"0.0.0.0", "::", "tcp://*", "*", "tcp://0.0.0.0"}  # noqa: S104
 OBJECTS = {"recv_pyobj", "send_pyobj", "broadcast_object_list", "send_object", "recv_object", "from_pickle"}
 LISTENERS = {"bind", "listen", "start_server", "create_server", "TCPStore", "init_process_group", "serve_forever"}
-MAY_LISTEN = {"octavo/server/serve.py", "octavo/engine/client.py"}
+MAY_LISTEN = {"octavo/server/serve.py", "octavo/engine/channel.py"}
 FRAMEWORKS = {"ray", "torch.distributed", "multiprocessing", "concurrent.futures.process", "xmlrpc", "Pyro4"}
 
 
