@@ -16,7 +16,7 @@ import orjson
 
 from octavo.async_llm import AsyncLLM
 from octavo.config import ServerOptions
-from octavo.errors import InvalidRequestError, RequestFailedError
+from octavo.errors import InvalidRequestError
 from octavo.frontend.parsers import (
     AnswerParser,
     Offered,
@@ -223,8 +223,6 @@ class PartsRendering(ChatRendering):
     # -- streams -------------------------------------------------------------------------------------------------
 
     def _chunk(self, update: Update, index: int) -> bytes:
-        if update.finish_reason == "error":
-            raise RequestFailedError(update.error or "The request failed.", fix="Send it again.")
         answer = self._answers.get(index)
         if answer is None:
             answer = self._answers[index] = _Answer(self._parser())

@@ -81,7 +81,7 @@ class Front:
         """The page of all fronts. Raises OverloadedError: the keeper does not answer."""
         number = next(self._numbers)
         arrives = self._collecting[number] = asyncio.get_running_loop().create_future()
-        talk.write(self._writer, talk.WantPages(number))
+        talk.write(self._writer, talk.WantPages(number, own))
         try:
             pages = await asyncio.wait_for(arrives, _PAGES_SECONDS)
         except TimeoutError:

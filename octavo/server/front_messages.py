@@ -100,9 +100,14 @@ class Page(msgspec.Struct, frozen=True, tag=True):
 
 
 class WantPages(msgspec.Struct, frozen=True, tag=True):
-    """Collect the other fronts' pages."""
+    """Collect the other fronts' pages.
+
+    Attributes:
+        own: that of the front that asks.
+    """
 
     number: int
+    own: str
 
 
 ToFront = Launch | Loading | EngineDied | EngineLost | Keys | Signalled | TellPage | Pages

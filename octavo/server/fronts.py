@@ -251,6 +251,7 @@ class FrontKeeper:
             if answered is not None:
                 answered.set()
         elif isinstance(message, talk.WantPages):
+            front.page = message.own
             self._in_background(self._collect(front, message.number))
 
     def _on_serving(self, front: Front) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -13,8 +14,8 @@ import msgspec
 from octavo import __version__
 from octavo.async_llm import AsyncLLM, new_id
 from octavo.engine.info import EngineInfo
-from octavo.errors import InvalidRequestError, ModelNotFoundError, OctavoError
-from octavo.frontend.sample import Update
+from octavo.errors import InvalidRequestError, ModelNotFoundError, OctavoError, RequestFailedError
+from octavo.frontend.sample import Sample, Update
 from octavo.frontend.update_stream import UpdateStream
 from octavo.request import EngineRequest, SamplingParams
 from octavo.server.chat_parts import ChatParts, Formats, PartsRendering
@@ -188,7 +189,7 @@ async def answer_whole(
     reply: Callable[[], dict[str, Any]],
     take: Callable[[list[Update]], object] | None = None,
 ) -> None:
-    """Wait for all of a stream, then send what `reply` makes; errors as of `answer`.
+    """Wait for all of a stream, then send what `reply` makes; errors as of `answer`, also for a sample that failed.
 
     Args:
         take: is given the updates as they come, if somebody wants them.
@@ -203,6 +204,8 @@ async def answer_whole(
                 take(updates)
         if exchange.gone:
             raise ClientGoneError
+        for request in stream.opened:
+            _check(request.samples)
         await exchange.json(200, reply())
     finally:
         stream.close()
@@ -243,16 +246,29 @@ async def _stream(exchange: Exchange, stream: UpdateStream, rendering: Reply) ->
             await send({"type": "http.response.body", "body": opening, "more_body": True})
         with KeepAlive(send, exchange.keep_alive) as alive:
             while updates := await stream.next():
-                body = rendering.chunks(updates)
+                sound = list(itertools.takewhile(_is_sound, updates))
+                body = rendering.chunks(sound)
                 if body:
                     alive.quiet = False
                     await send({"type": "http.response.body", "body": body, "more_body": True})
+                _check(updates[len(sound) :])
         last = rendering.closing()
     except OctavoError as error:
         last = rendering.failure(shown(error))
     if exchange.gone:
         raise ClientGoneError
     await send({"type": "http.response.body", "body": last, "more_body": False})
+
+
+def _is_sound(ended: Update | Sample) -> bool:
+    return ended.finish_reason != "error"
+
+
+def _check(ended: Iterable[Update | Sample]) -> None:
+    """Raises RequestFailedError: one of them failed in the engine."""
+    for each in ended:
+        if not _is_sound(each):
+            raise RequestFailedError(each.error or "The request failed.", fix="Send it again.")
 
 
 def fingerprint(info: EngineInfo) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from octavo.async_llm import AsyncLLM, new_id
-from octavo.errors import InvalidRequestError, OctavoError, RequestFailedError
+from octavo.errors import InvalidRequestError, OctavoError
 from octavo.frontend.parsers import AnswerParser, Piece, read_answer
 from octavo.frontend.sample import OpenRequest, Sample, Update
 from octavo.frontend.tokenizer import Tokenizer
@@ -145,15 +145,7 @@ class MessageReply:
         return event("message_start", message=message) + event("ping")
 
     def chunks(self, updates: Iterable[Update]) -> bytes:
-        """Events for updates, in their order.
-
-        Raises:
-            RequestFailedError: the sample failed in the engine.
-        """
-        updates = list(updates)
-        failed = next((update for update in updates if update.finish_reason == "error"), None)
-        if failed is not None:
-            raise RequestFailedError(failed.error or "The request failed.", fix="Send it again.")
+        """Events for updates, in their order."""
         told: list[bytes] = []
         for update in updates:
             if self._parts is None:
@@ -181,14 +173,8 @@ class MessageReply:
     # -- whole replies -------------------------------------------------------------------------------------------
 
     def whole(self) -> dict[str, Any]:
-        """The reply to a body that does not stream.
-
-        Raises:
-            RequestFailedError: the sample failed in the engine.
-        """
+        """The reply to a body that does not stream."""
         sample = self._opened.samples[0]
-        if sample.finish_reason == "error":
-            raise RequestFailedError(sample.error or "The request failed.", fix="Send it again.")
         pieces = [Piece("content", sample.text)] if sample.text else []
         if self._parts is not None:
             pieces = read_answer(self._new_parser(self._parts), sample.text)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from octavo.errors import OctavoError, RequestFailedError
+from octavo.errors import OctavoError
 from octavo.frontend.sample import OpenRequest, Sample, Update
 from octavo.frontend.tokenizer import Tokenizer
 from octavo.request import TokenLogprobs
@@ -39,7 +39,7 @@ class Reply(Protocol):
         """What comes before any token."""
 
     def chunks(self, updates: Iterable[Update]) -> bytes:
-        """Events for updates, in their order. Raises RequestFailedError: a sample failed in the engine."""
+        """Events for updates, in their order; none of them tells of a sample that failed."""
 
     def closing(self) -> bytes:
         """The end of a stream."""
@@ -48,7 +48,7 @@ class Reply(Protocol):
         """The end of a stream that breaks off."""
 
     def whole(self) -> dict[str, Any]:
-        """The reply to a body that does not stream. Raises RequestFailedError: a sample failed in the engine."""
+        """The reply to a body that does not stream, all of whose samples ended well."""
 
 
 class Rendering:
@@ -104,11 +104,7 @@ class Rendering:
         return b""
 
     def chunks(self, updates: Iterable[Update]) -> bytes:
-        """Events for updates, in their order.
-
-        Raises:
-            RequestFailedError: a sample failed in the engine.
-        """
+        """Events for updates, in their order."""
         parts: list[bytes] = []
         heads, first, dumps, tail, plain = self._heads, self._first, orjson.dumps, self._tail, self._plain
         for update in updates:
@@ -122,8 +118,6 @@ class Rendering:
 
     def _chunk(self, update: Update, index: int) -> bytes:
         """Events for an update that brings more than text; the end has an event of its own."""
-        if update.finish_reason == "error":
-            raise RequestFailedError(update.error or "The request failed.", fix="Send it again.")
         event = b""
         if update.text or update.logprobs or (self._body.return_token_ids and update.token_ids):
             choice: dict[str, Any] = {"index": index, **self.delta(update.text)}
@@ -191,16 +185,10 @@ class Rendering:
         return len(sample.token_ids)
 
     def whole(self) -> dict[str, Any]:
-        """The reply to a body that does not stream.
-
-        Raises:
-            RequestFailedError: a sample failed in the engine.
-        """
+        """The reply to a body that does not stream."""
         choices = []
         for request in self._opened:
             for rank, sample in enumerate(self.chosen(request)):
-                if sample.finish_reason == "error":
-                    raise RequestFailedError(sample.error or "The request failed.", fix="Send it again.")
                 index = self._first[request.handle] + rank
                 choice = {"index": index, **self.message(sample), "logprobs": None}
                 if sample.logprobs is not None and self.wants_logprobs:
@@ -319,7 +307,7 @@ class CompletionRendering(Rendering):
                 logprobs = self._prompt_part(index, update.request)
             choice = {"index": index, "text": self._echoes[index // self.n], "logprobs": logprobs}
             event = self.event(choice | {"finish_reason": None})
-        if self._silent and update.finish_reason != "error":
+        if self._silent:
             update.text, update.logprobs, update.token_ids = "", None, []
         return event + super()._chunk(update, index)
 
@@ -362,7 +350,7 @@ class CompletionRendering(Rendering):
     def chosen(self, request: OpenRequest) -> Sequence[Sample]:
         """With `best_of`: those with the highest logprob per token, the best first."""
         body, samples = self._body, request.samples
-        if not (isinstance(body, CompletionBody) and body.chooses) or any(s.finish_reason == "error" for s in samples):
+        if not (isinstance(body, CompletionBody) and body.chooses):
             return samples
         return sorted(samples, key=_mean_logprob, reverse=True)[: self.n]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from octavo.async_llm import new_id
-from octavo.errors import OctavoError, OverloadedError, RequestFailedError, TooManyRequestsError
+from octavo.errors import OctavoError, OverloadedError, TooManyRequestsError
 from octavo.frontend.parsers import AnswerParser, Piece
 from octavo.frontend.parsers.cursor import Kind
 from octavo.frontend.sample import OpenRequest, Update
@@ -71,15 +71,7 @@ class ResponseReply:
         return event("response.created", response=self.response) + event("response.in_progress", response=self.response)
 
     def chunks(self, updates: Iterable[Update]) -> bytes:
-        """Events for updates, in their order.
-
-        Raises:
-            RequestFailedError: the sample failed in the engine.
-        """
-        updates = list(updates)
-        failed = next((update for update in updates if update.finish_reason == "error"), None)
-        if failed is not None:  # before anything is numbered that would not be sent
-            raise RequestFailedError(failed.error or "The request failed.", fix="Send it again.")
+        """Events for updates, in their order."""
         told: list[bytes] = []
         for update in updates:
             if not self.plain:
@@ -139,14 +131,8 @@ class ResponseReply:
     # -- whole replies -------------------------------------------------------------------------------------------
 
     def whole(self) -> Response:
-        """The reply to a body that does not stream.
-
-        Raises:
-            RequestFailedError: the sample failed in the engine.
-        """
+        """The reply to a body that does not stream."""
         sample = self._opened.samples[0]
-        if sample.finish_reason == "error":
-            raise RequestFailedError(sample.error or "The request failed.", fix="Send it again.")
         if self.plain and sample.text:
             self._output.text(sample.text)
         self._end()
