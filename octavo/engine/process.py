@@ -42,6 +42,7 @@ from octavo.engine.messages import (
 )
 from octavo.engine.phases import Progress
 from octavo.errors import OctavoError
+from octavo.garbage import settle
 from octavo.logs import log_as_the_parent
 from octavo.request import EngineRequest, EngineStats, StepOutputs
 
@@ -108,6 +109,7 @@ def _serve(
     except Exception as error:
         _send(socket, StartupFailed(Failure.of(error), traceback.format_exc()))
         return error.exit_code if isinstance(error, OctavoError) else EXIT_STARTUP_FAILED
+    settle()
     _send(socket, Ready(engine.info))
     fronts = Fronts(engine, connect)
     try:

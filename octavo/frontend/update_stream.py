@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from octavo.errors import DeadlineError, OctavoError, RequestFailedError
@@ -29,10 +29,13 @@ class UpdateStream:
         opened: what came of them so far, in the same order.
         pending: updates that were not read. More than `max_pending` end the requests with an error.
         error: why the requests were lost, if they were.
+        taker: is offered each update while the reader waits for one, and says whether it has seen to it; those that it
+            has are not read.
     """
 
     __slots__ = (
-        "_owner", "_quiet", "_timer", "_waiter", "error", "handles", "max_pending", "opened", "pending", "requests"
+        "_owner", "_quiet", "_timer", "_waiter", "error", "handles", "max_pending", "opened", "pending", "requests",
+        "taker",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, requests: Sequence[EngineRequest], max_pending: int):
@@ -46,6 +49,7 @@ class UpdateStream:
         self.handles = {request.handle for request in requests}
         self.pending: list[Update] = []
         self.error: OctavoError | None = None
+        self.taker: Callable[[Update], bool] | None = None
 
     async def next(self) -> list[Update]:
         """All updates since the last call, waiting for the first; empty when all requests have ended.
@@ -77,11 +81,13 @@ class UpdateStream:
         pending = self.pending
         if update.finished:
             self.handles.discard(update.handle)
+        waiter = self._waiter
         if not self._quiet:
+            if self.taker is not None and waiter is not None and not waiter.done() and self.taker(update):
+                return
             pending.append(update)
         elif self.handles:
             return
-        waiter = self._waiter
         if waiter is not None:
             self._waiter = None
             if not waiter.done():

@@ -10,6 +10,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from octavo.server.chunk_writer import ChunkWriter
 from octavo.server.http import HttpError, error_body
 from octavo.server.limits import RESERVED_CONNECTIONS, ConnectionLimits
 
@@ -29,7 +30,8 @@ class _HeadRefused(Exception):
 class Connection(HttpToolsProtocol):
     """Serves the requests of one connection, in turn.
 
-    A request's `scope["state"]["crowded"]` is true where the connection is one too many (`ConnectionLimits`).
+    A request's `scope["state"]["crowded"]` is true where the connection is one too many (`ConnectionLimits`);
+    `scope["state"]["writer"]` is its `ChunkWriter`.
 
     Args:
         limits: what it may take; the rest as uvicorn wants it.
@@ -123,6 +125,7 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > self._limits.headers or size > self._limits.head_bytes:
             self._refuse_in_parser(431, "headers_too_large", *self._too_large())
         super().on_headers_complete()
+        self.scope["state"]["writer"] = ChunkWriter(self.cycle, self.flow, self.transport)
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             length = dict(self.headers).get(b"content-length", b"0")
             self._unparsed = int(length) if length.isdigit() and len(length) <= 18 else 0

@@ -14,7 +14,8 @@ from octavo.errors import InvalidRequestError
 from octavo.frontend.embedding import check_dimensions, finished_embedding
 from octavo.frontend.sample import OpenRequest
 from octavo.request import EngineRequest
-from octavo.server.generation import answer_whole, served_model
+from octavo.server.answer import answer_whole
+from octavo.server.generation import served_model
 from octavo.server.http import Exchange
 from octavo.server.protocol import decode, decoder
 

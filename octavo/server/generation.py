@@ -1,12 +1,10 @@
-"""The two routes that generate: a body to engine requests, updates to a reply or a stream of events."""
+"""The two routes that generate: from a body to engine requests."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import time
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -14,22 +12,18 @@ import msgspec
 from octavo import __version__
 from octavo.async_llm import AsyncLLM, new_id
 from octavo.engine.info import EngineInfo
-from octavo.errors import InvalidRequestError, ModelNotFoundError, OctavoError, RequestFailedError
-from octavo.frontend.sample import Sample, Update
+from octavo.errors import InvalidRequestError, ModelNotFoundError
 from octavo.frontend.update_stream import UpdateStream
 from octavo.request import EngineRequest, SamplingParams
+from octavo.server.answer import answer
 from octavo.server.chat_parts import ChatParts, Formats, PartsRendering
-from octavo.server.http import ClientGoneError, Exchange, cancel, shown
-from octavo.server.keep_alive import KeepAlive
+from octavo.server.http import Exchange
 from octavo.server.limits import check_choices
 from octavo.server.protocol import ChatBody, CompletionBody, GenerationBody, decode, decoder
 from octavo.server.protocol_fields import banned_words
-from octavo.server.render import ChatRendering, CompletionRendering, Reply
-from octavo.server.timing import wants_timing
+from octavo.server.render import ChatRendering, CompletionRendering
 from octavo.server.tools import tool_request
 
-_EVENT_STREAM = b"text/event-stream; charset=utf-8"
-_STREAM_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))  # no proxy shall hold chunks back
 _MAX_PENDING = 4096  # updates that a slow reader may be behind, beside what the socket's buffer holds,
 _MAX_PENDING_EACH = 64  # or so many for each choice
 
@@ -181,94 +175,6 @@ def served_model(asked: str | None, names: tuple[str, ...]) -> str:
             f"The model {asked[:200]!r} is not served here.", fix=f"Served are: {', '.join(names)}.", param="model"
         )
     return asked
-
-
-async def answer_whole(
-    exchange: Exchange,
-    stream: UpdateStream,
-    reply: Callable[[], dict[str, Any]],
-    take: Callable[[list[Update]], object] | None = None,
-) -> None:
-    """Wait for all of a stream, then send what `reply` makes; errors as of `answer`, also for a sample that failed.
-
-    Args:
-        take: is given the updates as they come, if somebody wants them.
-    """
-    exchange.opened = stream.opened
-    watcher = asyncio.create_task(_watch(exchange, stream))
-    try:
-        if take is None:
-            await stream.finish()
-        else:
-            while updates := await stream.next():
-                take(updates)
-        if exchange.gone:
-            raise ClientGoneError
-        for request in stream.opened:
-            _check(request.samples)
-        await exchange.json(200, reply())
-    finally:
-        stream.close()
-        await cancel(watcher)
-
-
-async def answer(exchange: Exchange, stream: UpdateStream, rendering: Reply, streaming: bool) -> None:
-    """Reply with what a stream brings. A client that hangs up, or an error, aborts what is open.
-
-    Raises:
-        OctavoError: nothing has been sent yet and the requests are lost.
-        ClientGoneError: there is nobody to answer.
-    """
-    rendering.timing = rendering.timing or wants_timing(exchange.headers)
-    if not streaming:
-        await answer_whole(exchange, stream, rendering.whole)
-        return
-    exchange.opened, exchange.streaming = stream.opened, True
-    watcher = asyncio.create_task(_watch(exchange, stream))
-    try:
-        await _stream(exchange, stream, rendering)
-    finally:
-        stream.close()
-        await cancel(watcher)
-
-
-async def _watch(exchange: Exchange, stream: UpdateStream) -> None:
-    await exchange.wait_gone()
-    stream.close()
-
-
-async def _stream(exchange: Exchange, stream: UpdateStream, rendering: Reply) -> None:
-    await exchange.start(200, _EVENT_STREAM, _STREAM_HEADERS)
-    send = exchange.send
-    try:
-        opening = rendering.opening()
-        if opening:
-            await send({"type": "http.response.body", "body": opening, "more_body": True})
-        with KeepAlive(send, exchange.keep_alive) as alive:
-            while updates := await stream.next():
-                sound = list(itertools.takewhile(_is_sound, updates))
-                body = rendering.chunks(sound)
-                if body:
-                    alive.quiet = False
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-                _check(updates[len(sound) :])
-        last = rendering.closing()
-    except OctavoError as error:
-        last = rendering.failure(shown(error))
-    if exchange.gone:
-        raise ClientGoneError
-    await send({"type": "http.response.body", "body": last, "more_body": False})
-
-
-def _is_sound(ended: Update | Sample) -> bool:
-    return ended.finish_reason != "error"
-
-
-def _check(ended: Iterable[Update | Sample]) -> None:
-    """Raises RequestFailedError: one of them failed in the engine."""
-    for each in ended:
-        if not _is_sound(each):
-            raise RequestFailedError(each.error or "The request failed.", fix="Send it again.")
 
 
 def fingerprint(info: EngineInfo) -> str:

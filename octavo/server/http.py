@@ -15,6 +15,7 @@ import orjson
 
 from octavo.errors import OctavoError, OverloadedError
 from octavo.frontend.sample import OpenRequest
+from octavo.server.chunk_writer import ChunkWriter
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -59,6 +60,7 @@ class Exchange:
         error_body: how an error is told.
         also: headers of every reply to it.
         keep_alive: seconds without an event after which a stream of events gets a comment; 0 is never.
+        writer: a shorter way to its connection for parts of the reply, where there is one.
     """
 
     __slots__ = (
@@ -78,6 +80,7 @@ class Exchange:
         "send",
         "status",
         "streaming",
+        "writer",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send):
@@ -97,6 +100,7 @@ class Exchange:
         self.begun = time.monotonic()
         self.streaming = False
         self.opened: Sequence[OpenRequest] = ()
+        self.writer: ChunkWriter | None = scope.get("state", {}).get("writer")
         self._receive = receive
 
     async def body(self, limit: int, timeout: float = 30.0, hold: Callable[[int], None] | None = None) -> bytes:
@@ -163,10 +167,19 @@ class Exchange:
         lines = [(b"content-type", content_type), *own, *self.also, *headers]
         await self.send({"type": "http.response.start", "status": status, "headers": lines})
 
+    async def send_part(self, body: bytes) -> None:
+        """Send a part of the reply that is not the last."""
+        if body:
+            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def send_last(self, body: bytes) -> None:
+        """Send the last part of the reply."""
+        await self.send({"type": "http.response.body", "body": body})
+
     async def reply(self, status: int, body: bytes, content_type: bytes, headers: Headers = ()) -> None:
         """Send a whole reply."""
         await self.start(status, content_type, [(b"content-length", b"%d" % len(body)), *headers])
-        await self.send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else body})
+        await self.send_last(b"" if self.method == "HEAD" else body)
 
     async def json(self, status: int, content: Any, headers: Headers = ()) -> None:
         """Send a whole reply in JSON."""
@@ -182,9 +195,9 @@ class Exchange:
         body = orjson.dumps(self.error_body(error))
         length = (b"content-length", b"%d" % len(body))
         await self.start(error.status, b"application/json", [length, *_error_headers(error)])
-        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+        await self.send_part(body)
         await self._linger()
-        await self.send({"type": "http.response.body", "body": b""})
+        await self.send_last(b"")
 
     async def _linger(self) -> None:
         """Read on for a moment: closing with bytes unread would reset the connection and lose the reply."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-
-from octavo.server.http import Send
 
 _COMMENT = b": keep-alive\n\n"
 
@@ -19,7 +18,7 @@ class KeepAlive:
 
     __slots__ = ("_loop", "_seconds", "_send", "_task", "_timer", "quiet")
 
-    def __init__(self, send: Send, seconds: float):
+    def __init__(self, send: Callable[[bytes], Awaitable[None]], seconds: float):
         self.quiet = True
         self._send = send
         self._seconds = seconds
@@ -47,4 +46,4 @@ class KeepAlive:
         self._timer = self._loop.call_later(self._seconds, self._look)
 
     async def _comment(self) -> None:
-        await self._send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+        await self._send(_COMMENT)

@@ -16,6 +16,7 @@ from octavo.async_llm import AsyncLLM
 from octavo.config import ServerOptions
 from octavo.engine.info import EngineInfo
 from octavo.errors import OctavoError, OverloadedError
+from octavo.garbage import settle
 from octavo.server.acceptor import Acceptor
 from octavo.server.app import App, build_app
 from octavo.server.auth import KeyRing
@@ -130,6 +131,7 @@ class Life:
                 return None
             info = loading.result()
             app.prepare()
+            settle()
             if self.on_ready is not None:
                 self.on_ready(info)
             while not (signalled.done() or serving.done() or self._llm.state == "dead"):

@@ -12,8 +12,9 @@ from octavo.errors import InvalidRequestError, OctavoError
 from octavo.frontend.parsers import AnswerParser, Piece, read_answer
 from octavo.frontend.sample import OpenRequest, Sample, Update
 from octavo.frontend.tokenizer import Tokenizer
+from octavo.server.answer import answer
 from octavo.server.chat_parts import ChatParts
-from octavo.server.generation import Generation, answer, served_model
+from octavo.server.generation import Generation, served_model
 from octavo.server.http import ClientGoneError, Exchange
 from octavo.server.messages_body import MessagesBody, PromptBody, renamed
 from octavo.server.protocol import decode, decoder

@@ -12,7 +12,8 @@ import orjson
 from octavo.async_llm import AsyncLLM, new_id
 from octavo.errors import InvalidRequestError
 from octavo.frontend.caller import CALLER
-from octavo.server.generation import Generation, answer, answer_whole, served_model
+from octavo.server.answer import answer, answer_whole
+from octavo.server.generation import Generation, served_model
 from octavo.server.http import Exchange, HttpError
 from octavo.server.protocol import decode, decoder
 from octavo.server.responses_body import ResponsesBody
