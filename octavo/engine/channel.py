@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import zmq
 from octavo.engine import messages
 from octavo.errors import ConfigError
 
-_MESSAGES_A_TURN = 64  # then the event loop gets its turn
+_TURN_SECONDS = 0.01  # then the event loop gets its turn
 
 
 class Channel:
@@ -74,7 +75,8 @@ class Channel:
 
     def receive(self) -> None:
         """Take what is there. The descriptor tells of edges only, so it is read until there is nothing left."""
-        for _ in range(_MESSAGES_A_TURN):
+        end = time.monotonic() + _TURN_SECONDS
+        while time.monotonic() < end:
             if self._socket is None:
                 return
             try:

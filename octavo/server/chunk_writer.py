@@ -1,4 +1,4 @@
-"""`ChunkWriter`: parts of a reply straight to its connection."""
+"""`ChunkWriter`: parts of a reply straight to its connection, together where several come at once."""
 
 from __future__ import annotations
 
@@ -8,15 +8,50 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
+class Outbox:
+    """The writers of one event loop that have something to write: all are flushed in its next turn.
+
+    A server that keeps up writes each token by itself. One that does not takes several steps of the engine in a turn,
+    and writes each client's tokens of all of them at once, which is what takes most time: so it falls behind no
+    further.
+    """
+
+    __slots__ = ("_writers",)
+
+    def __init__(self) -> None:
+        self._writers: list[ChunkWriter] = []
+
+    def add(self, writer: ChunkWriter, loop: asyncio.AbstractEventLoop) -> None:
+        """Flush a writer soon."""
+        if not self._writers:
+            loop.call_soon(self._flush)
+        self._writers.append(writer)
+
+    def _flush(self) -> None:
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.flush()
+
+
 class ChunkWriter:
-    """Does for one reply what ASGI's `send` does with a part that is not the last, at once and without a coroutine."""
+    """Does for one reply what ASGI's `send` does with parts that are not the last, without a coroutine for each."""
 
-    __slots__ = ("_cycle", "_flow", "_transport")
+    __slots__ = ("_cycle", "_flow", "_loop", "_outbox", "_parts", "_transport")
 
-    def __init__(self, cycle: RequestResponseCycle, flow: FlowControl, transport: asyncio.Transport):
+    def __init__(
+        self,
+        cycle: RequestResponseCycle,
+        flow: FlowControl,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        outbox: Outbox,
+    ):
         self._cycle = cycle
         self._flow = flow
         self._transport = transport
+        self._loop = loop
+        self._outbox = outbox
+        self._parts: list[bytes] = []
 
     @property
     def ready(self) -> bool:
@@ -27,5 +62,20 @@ class ChunkWriter:
         )
 
     def write(self, part: bytes) -> None:
-        """Write a part that is not empty, where `ready`."""
-        self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        """Write a part soon, where `ready`."""
+        parts = self._parts
+        if not parts:
+            self._outbox.add(self, self._loop)
+        parts.append(part)
+
+    def flush(self) -> None:
+        """Write what waits. To be called before anything is sent another way."""
+        parts = self._parts
+        if not parts:
+            return
+        self._parts = []
+        if self._cycle.disconnected:
+            return
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        if body:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))

@@ -10,7 +10,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from octavo.server.chunk_writer import ChunkWriter
+from octavo.server.chunk_writer import ChunkWriter, Outbox
 from octavo.server.http import HttpError, error_body
 from octavo.server.limits import RESERVED_CONNECTIONS, ConnectionLimits
 
@@ -34,12 +34,14 @@ class Connection(HttpToolsProtocol):
     `scope["state"]["writer"]` is its `ChunkWriter`.
 
     Args:
-        limits: what it may take; the rest as uvicorn wants it.
+        limits: what it may take.
+        outbox: of all connections of the event loop; the rest as uvicorn wants it.
     """
 
-    def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any):
+    def __init__(self, *args: Any, limits: ConnectionLimits, outbox: Outbox, **options: Any):
         super().__init__(*args, **options)
         self._limits = limits
+        self._outbox = outbox
         self._in_head = True
         self._head_bytes = 0
         self._crowded = False
@@ -125,7 +127,7 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > self._limits.headers or size > self._limits.head_bytes:
             self._refuse_in_parser(431, "headers_too_large", *self._too_large())
         super().on_headers_complete()
-        self.scope["state"]["writer"] = ChunkWriter(self.cycle, self.flow, self.transport)
+        self.scope["state"]["writer"] = ChunkWriter(self.cycle, self.flow, self.transport, self.loop, self._outbox)
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             length = dict(self.headers).get(b"content-length", b"0")
             self._unparsed = int(length) if length.isdigit() and len(length) <= 18 else 0

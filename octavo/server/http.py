@@ -169,11 +169,16 @@ class Exchange:
 
     async def send_part(self, body: bytes) -> None:
         """Send a part of the reply that is not the last."""
-        if body:
-            await self.send({"type": "http.response.body", "body": body, "more_body": True})
+        if not body:
+            return
+        if self.writer is not None:
+            self.writer.flush()
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def send_last(self, body: bytes) -> None:
         """Send the last part of the reply."""
+        if self.writer is not None:
+            self.writer.flush()
         await self.send({"type": "http.response.body", "body": body})
 
     async def reply(self, status: int, body: bytes, content_type: bytes, headers: Headers = ()) -> None:

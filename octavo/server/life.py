@@ -20,6 +20,7 @@ from octavo.garbage import settle
 from octavo.server.acceptor import Acceptor
 from octavo.server.app import App, build_app
 from octavo.server.auth import KeyRing
+from octavo.server.chunk_writer import Outbox
 from octavo.server.connection import Connection
 from octavo.server.limits import ConnectionLimits
 from octavo.server.tracing import RequestTracer
@@ -52,7 +53,7 @@ class HttpServer(uvicorn.Server):
 
 def uvicorn_config(app: App) -> uvicorn.Config:
     """Only what is used: no access log, no lifespan, no websockets, no headers that tell of us."""
-    connection: Any = functools.partial(Connection, limits=ConnectionLimits.of(app.options))
+    connection: Any = functools.partial(Connection, limits=ConnectionLimits.of(app.options), outbox=Outbox())
     return uvicorn.Config(
         app,
         http=connection,
