@@ -59,18 +59,27 @@ class Engine:
         self._grammars = GuideMaker(vocabulary, self.info.vocab_size) if vocabulary is not None else None
 
     def step(self) -> StepOutputs | None:
-        """One turn: launch the next plan, then settle the one before it. None if nothing was settled."""
+        """One turn: launch the next plan, settle the one before it, and if the next one had to wait for that, launch it
+        then, so that what is made of the outputs keeps no device waiting. None if nothing was settled."""
         if self._grammars is not None and len(self._grammars):
             refused = self._admit_guided(self._grammars)
             if refused:
                 return StepOutputs([], [], [], refused, stats=self.stats())
         if not self._run_ahead:
             return self._step_in_turn()
-        plan = self._scheduler.plan()  # assumes that the tokens in flight arrive
-        launched = self._runner.launch(plan) if plan is not None else None
+        launched = self._launch()  # assumes that the tokens in flight arrive
         settled = self._in_flight.result() if self._in_flight is not None else None
         self._in_flight = launched
-        return self._scheduler.commit(settled) if settled is not None else None
+        if settled is None:
+            return None
+        outputs = self._scheduler.commit(settled)
+        if self._in_flight is None:
+            self._in_flight = self._launch()
+        return outputs
+
+    def _launch(self) -> Pending | None:
+        plan = self._scheduler.plan()
+        return self._runner.launch(plan) if plan is not None else None
 
     def _admit_guided(self, grammars: GuideMaker) -> list[Finished]:
         """Queue what has its grammar now; returns the ends of what cannot be queued."""

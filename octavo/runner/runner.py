@@ -15,7 +15,7 @@ from octavo.layers.batch import Attend, ForwardBatch
 from octavo.plan import LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
 from octavo.request import SamplingParams
 from octavo.runner.failure import failed_result
-from octavo.runner.graphs import DecodeGraphs
+from octavo.runner.graphs import Recordings
 from octavo.runner.pooling import Pooler
 from octavo.runner.rows import RowTable
 from octavo.runner.sampler import Sampler, SamplerState, logprobs_of
@@ -62,7 +62,7 @@ class Runner:
     Args:
         kv_caches: per layer (keys, values), each [num_pages, num_kv_heads, page_size, head_dim].
         cos_sin: float32 [max_model_len, head_dim].
-        record_decodes: replay steps of few decodes, see `octavo.runner.graphs`.
+        record_decodes: replay steps of few tokens, see `octavo.runner.graphs`.
         num_host_slots: pages that are kept for preempted sequences, beside the pool.
     """
 
@@ -88,7 +88,7 @@ class Runner:
         self._host = [np.empty((num_host_slots, pages.shape[1]), np.uint8) for pages in self._pages]
         self._rows = RowTable(max_num_seqs, max_model_len, page_size)
         self._sampler = Sampler(SamplerState(max_num_seqs, vocab_size))
-        self._graphs = DecodeGraphs(self._logits_of_all, self._rows) if record_decodes else None
+        self._graphs = Recordings(self._logits_of_all, self._rows) if record_decodes else None
         self._pooler = Pooler()
         self._thread = ThreadPoolExecutor(1, "octavo-runner") if asynchronous else None
 
@@ -158,7 +158,7 @@ class Runner:
     def _compute(self, plan: StepPlan) -> StepResult:
         logits = self._graphs.run(plan) if self._graphs is not None else None
         if logits is not None:
-            sampled = self._sampler.sample(logits, plan.rows, plan.context_lens + 1)
+            sampled = self._sampler.sample(logits, plan.rows, plan.context_lens + plan.query_lens)
             self._rows.store_samples(plan.rows, sampled.tokens)
             failed = tuple(np.flatnonzero(sampled.failed.numpy()).tolist())
             return StepResult(plan.step, sampled.tokens.numpy(), logprobs=sampled.logprobs, failed=failed)

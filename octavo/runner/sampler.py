@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from octavo.kernels import native
 from octavo.kernels.batch_invariant import row_logsumexp
 from octavo.kernels.sampling.draw import draw
 from octavo.plan import LogprobArrays, NewRow
@@ -31,6 +32,8 @@ class SamplingRow:
 
     Attributes:
         allowed: mask [V] of the ids that may be drawn; None allows all.
+        words: what a grammar allows next, as of `StepPlan.masks`; None allows all.
+        simple: nothing but `words` and the temperature says what is drawn.
         bias: (ids, additions).
         in_prompt, counts: [V]; whether the prompt has a token, how often the output has it. None without penalties.
     """
@@ -38,6 +41,8 @@ class SamplingRow:
     new: NewRow
     greedy: bool
     plain: bool
+    simple: bool = False
+    words: npt.NDArray[np.int32] | None = None
     allowed: torch.Tensor | None = None
     bias: tuple[torch.Tensor, torch.Tensor] | None = None
     in_prompt: torch.Tensor | None = None
@@ -63,15 +68,19 @@ class SamplingRow:
         if params.min_tokens:
             row.stop_ids = torch.tensor(new.stop_ids, dtype=torch.int64)
         row.plain = row.allowed is None and row.bias is None and row.counts is None and not len(row.stop_ids)
+        filtered = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+        row.simple = row.plain and (row.greedy or not filtered)
         return row
 
     def process(self, logits: torch.Tensor, position: int) -> torch.Tensor:
         """[V] float32, a copy with everything before the temperature applied."""
         params = self.new.params
+        logits = logits.to(torch.float32, copy=True)
         if self.allowed is not None:
-            logits = torch.where(self.allowed, logits.float(), -math.inf)
-        else:
-            logits = logits.to(torch.float32, copy=True)
+            logits.masked_fill_(~self.allowed, -math.inf)
+        if self.words is not None:
+            bits = np.unpackbits(self.words.view(np.uint8), bitorder="little", count=len(logits))
+            logits.masked_fill_(torch.from_numpy(bits == 0), -math.inf)
         if len(self.stop_ids) and position - self.new.num_prompt_tokens < params.min_tokens:
             logits[self.stop_ids] = -math.inf
         if self.bias is not None:
@@ -108,9 +117,8 @@ class SamplerState:
 
     def set_mask(self, row: int, words: npt.NDArray[np.int32]) -> None:
         """What a row's grammar allows next, in the packing of `StepPlan.masks`; it holds until the next call."""
-        bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=self.vocab_size)
         entry = self[row]
-        entry.allowed, entry.plain = torch.from_numpy(bits.view(np.bool_)), False
+        entry.words, entry.plain = np.ascontiguousarray(words), False
         self.special[row] = True
 
     def clear_row(self, row: int) -> None:
@@ -171,10 +179,13 @@ class Sampler:
 
     @staticmethod
     def _choose(entry: SamplingRow, logits: torch.Tensor, position: int) -> int:
+        params = entry.new.params
+        if entry.words is not None and entry.simple and native.usable(logits):
+            rate = 0.0 if entry.greedy else 1 / params.temperature
+            return native.gumbel_argmax(logits, rate, entry.new.seed, position, entry.words)
         processed = logits.float() if entry.plain else entry.process(logits, position)
         if entry.greedy:
             return int(processed.argmax())
-        params = entry.new.params
         return draw(processed, params.temperature, params.top_k, params.top_p, params.min_p, entry.new.seed, position)
 
     def _logprobs(
@@ -213,10 +224,13 @@ def logprobs_of(logits: Callable[[slice], torch.Tensor], targets: torch.Tensor, 
         part = slice(at, min(at + step, count))
         values = logits(part).float()
         step = max(1, _CHUNK_BYTES // (4 * values.shape[1]))
-        total = row_logsumexp(values)
         of_target = values.gather(1, targets[part, None])
+        if native.usable(values):
+            total, beaten_by = native.logit_scores(values, targets[part].contiguous())
+        else:
+            total, beaten_by = row_logsumexp(values), (values > of_target).sum(dim=1)
         chosen[part] = (of_target - total)[:, 0].cpu().numpy()
-        ranks[part] = ((values > of_target).sum(dim=1) + 1).cpu().numpy()
+        ranks[part] = (beaten_by + 1).cpu().numpy()
         if k:
             best = values.topk(min(k, values.shape[1]), dim=1)
             top_ids[part, : best.indices.shape[1]] = best.indices.cpu().numpy()

@@ -7,7 +7,7 @@ host knows. Where a grammar leaves but one token, that token is known too, and t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
@@ -65,9 +65,17 @@ class Guided:
         rows, row = self._hands.rows, sequence.row
         return max(0, -(-int(rows.known[row]) // self._hands.page_size) - int(rows.num_pages[row]))
 
-    def plan(self, draft: Draft) -> None:
-        """Plan every waiting row while tokens last; the pages for them are free."""
+    def plan(self, draft: Draft, meeting: Iterable[Launched] = ()) -> None:
+        """Plan every waiting row while tokens last; the pages for them are free.
+
+        Args:
+            meeting: steps in flight. While they have rows of this kind, none is planned: one step of all of them takes
+                less than two, and rows that were once planned apart would stay so.
+        """
         hands, rows = self._hands, self._hands.rows
+        owner = rows.owner
+        if any(chunk.sample and owner[chunk.row] in self.guides for step in meeting for chunk in step.chunks):
+            return
         for sequence in sorted(self._ready, key=lambda each: each.key):
             if draft.budget < 1:
                 return

@@ -121,7 +121,8 @@ class Scheduler:
             raise RuntimeError(f"step {self._step} was planned before step {self._launched[0].step} was committed")
         draft = self._plan_decodes()
         self._beams.plan(draft)
-        self._guided.plan(draft)
+        nothing_else = draft.empty and not (self._chunking or self._forking or self._queue)
+        self._guided.plan(draft, self._launched if nothing_else else ())
         # Forks come before chunks: a page is copied before the forward pass, so what it holds must be of earlier steps.
         forked = not draft.preempted and self._plan_forks(draft)
         self._plan_chunks(draft)
@@ -134,8 +135,7 @@ class Scheduler:
             plan = self._guided.add_masks(plan, launched)
         plan = self._swap.add_copies(plan)
         self._launched.append(launched)
-        self._freed_rows = []
-        self._step += 1
+        self._freed_rows, self._step = [], self._step + 1
         return plan
 
     def _plan_decodes(self) -> Draft:

@@ -54,3 +54,31 @@ def test_a_mixed_batch_answers_as_each_request_alone(tiny_folder: Path, tiny_llm
         ]
     assert stats.num_preemptions > 3 and stats.jump_tokens > 20 and stats.prefix_hits > 0
     assert stats.num_free_pages == stats.num_pages
+
+
+def test_guided_requests_that_came_apart_are_computed_together(tiny_folder: Path) -> None:
+    """While both run, a step has both of them: alternating, each would take twice as long."""
+    params = SamplingParams(
+        temperature=1.0,
+        max_tokens=60,
+        ignore_eos=True,
+        logprobs=0,
+        structured_outputs=StructuredOutputs(regex="[a-z]*"),
+    )
+    with LLM(str(tiny_folder), max_model_len=256, threads=1) as llm:
+        engine, inputs = llm._engine, llm._frontend.inputs
+        first, second = (inputs.completion("hello", params, request_id=f"{i}", handle=i) for i in (1, 2))
+        tokens: list[list[int]] = []
+
+        def step_until(count: int) -> None:
+            while sum(map(len, tokens)) < count:
+                outputs = engine.step()
+                if outputs is not None:
+                    tokens.append(outputs.handles)
+
+        engine.add(first)
+        step_until(5)
+        engine.add(second)
+        step_until(120)
+    both = [handles for handles in tokens if set(handles) == {1, 2}]
+    assert len(both) >= 50 and len(tokens) <= 70

@@ -240,6 +240,43 @@ def test_gumbel_argmax_is_the_reference_draw(variant, generator, size):
     assert same >= 19
 
 
+@pytest.mark.parametrize("size", [1, 31, 33, 1000, 49152])
+@pytest.mark.parametrize("share", [0.9, 0.01])
+def test_gumbel_argmax_under_a_mask(variant, generator, size, share):
+    logits = torch.randn(size, generator=generator) * 3
+    allowed = torch.rand(size, generator=generator).numpy() < share
+    allowed[size // 2] = True
+    words = np.zeros(-(-size // 32), np.int32)
+    words.view(np.uint8)[: -(-size // 8)] = np.packbits(allowed, bitorder="little")
+    masked = np.where(allowed, logits.numpy().astype(np.float64), -np.inf)
+    assert native.gumbel_argmax(logits, 0.0, 1, 2, words) == int(masked.argmax())
+    same = 0
+    for position in range(20):
+        noisy = masked / 0.7 + gumbel_noise(5, position, np.arange(size))
+        token = native.gumbel_argmax(logits, 1 / 0.7, 5, position, words)
+        same += token == int(noisy.argmax())
+        assert allowed[token] and noisy.max() - noisy[token] < 1e-4
+    assert same >= 19
+
+
+def test_ties_go_to_the_lower_id(variant):
+    assert native.gumbel_argmax(torch.zeros(100), 0.0, 0, 0) == 0
+    words = np.array([0, 0b11000, -1, -1], np.int32)
+    assert native.gumbel_argmax(torch.zeros(100), 0.0, 0, 0, words) == 35
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 1000, 5003, 49152])
+@pytest.mark.parametrize("scale", [1e-3, 3.0, 60.0])
+def test_logit_scores(variant, generator, size, scale):
+    logits = torch.randn(5, size, generator=generator) * scale
+    logits[1] -= 500
+    targets = torch.randint(size, (5,), generator=generator)
+    total, beaten_by = native.logit_scores(logits, targets)
+    assert torch.allclose(total.double(), logits.double().logsumexp(1, keepdim=True), rtol=1e-6, atol=1e-6)
+    assert torch.equal(beaten_by, (logits > logits.gather(1, targets[:, None])).sum(1))
+    assert torch.equal(native.logit_scores(logits[2:3].contiguous(), targets[2:3])[0], total[2:3])
+
+
 def test_a_library_of_another_version_is_not_used(monkeypatch):
     monkeypatch.setattr(native, "_FORMATS", native._FORMATS | {"from_the_future": "1q"})
     monkeypatch.setattr(native._library, "ops", {})

@@ -37,14 +37,14 @@ def generate(folder, **options):
 def test_replay_is_eager_bitwise(tmp_path, quantization, monkeypatch):
     folder = make_tiny_llama(tmp_path / "model", tokenizer=False, **SHAPE)
     replays = []
-    run = graphs.DecodeGraphs.run
+    run = graphs.Recordings.run
 
     def counted(self, plan):
         out = run(self, plan)
         replays.append(out is not None)
         return out
 
-    monkeypatch.setattr(graphs.DecodeGraphs, "run", counted)
+    monkeypatch.setattr(graphs.Recordings, "run", counted)
     recorded = generate(folder, quantization=quantization)
     if quantization != "none":
         assert sum(replays) > 20  # most steps were decodes

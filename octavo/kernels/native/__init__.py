@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from octavo.kernels.native.tape import Arena, OnlyViews, Tape, aligned
@@ -33,7 +35,8 @@ _FORMATS = {  # the fields of each kernel's argument struct: q is a pointer or a
     "int4_rows": "5q",
     "quantize_weight": "5q",
     "paged_attention": "16qd",
-    "gumbel_argmax": "6qd",
+    "gumbel_argmax": "8qd",
+    "logit_scores": "6q",
 }
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of keys and values, as in common.h
 _PARALLEL_FROM = 1 << 15  # elements touched; less is done sooner by one thread
@@ -382,11 +385,19 @@ def quantize_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return q, scale
 
 
-def gumbel_argmax(logits: torch.Tensor, inv_temperature: float, seed: int, position: int) -> int:
+def gumbel_argmax(
+    logits: torch.Tensor,
+    inv_temperature: float,
+    seed: int,
+    position: int,
+    mask: npt.NDArray[np.int32] | None = None,
+) -> int:
     """argmax(logits [V] * inv_temperature + noise), the noise as `octavo.kernels.sampling.philox.gumbel_noise` has it.
 
     Args:
+        inv_temperature: 0 for no noise: the highest logit's id.
         seed: 64 bits.
+        mask: int32 [(V + 31) // 32], bit i of word w allows the token 32 w + i; None allows all.
     """
     count = logits.numel()
     token = ctypes.c_int64()
@@ -395,11 +406,31 @@ def gumbel_argmax(logits: torch.Tensor, inv_temperature: float, seed: int, posit
         "gumbel_argmax",
         count * 8,
         logits.data_ptr(),
+        0 if mask is None else mask.ctypes.data,
         _scratch(4 * (count // 32 + 1)),
         ctypes.addressof(token),
         count,
         signed,
         position & 0xFFFFFFFF,
+        inv_temperature > 0,
         inv_temperature,
     )
     return token.value
+
+
+def logit_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of logits [S, V] and int64 targets [S]: log of each row's sum of exponentials, float32 [S, 1], and how many of
+    the row are higher than its target's, int64 [S]."""
+    count, width = logits.shape
+    total, beaten_by = torch.empty(count, 1), torch.empty(count, dtype=torch.int64)
+    _call(
+        "logit_scores",
+        logits.numel() * 4,
+        logits.data_ptr(),
+        targets.data_ptr(),
+        total.data_ptr(),
+        beaten_by.data_ptr(),
+        count,
+        width,
+    )
+    return total, beaten_by

@@ -1,10 +1,11 @@
-/* argmax of logits / temperature + Gumbel noise over the vocabulary, with the noise of octavo.kernels.sampling.philox.
+/* argmax of logits / temperature + Gumbel noise over the tokens that a mask allows, with the noise of
+ * octavo.kernels.sampling.philox; or of the logits alone. Blocks of which the mask allows none cost nothing.
  *
  * A first pass in float32 finds the best score of each block of tokens; the blocks that come within its error of the
  * best one are scored again in double precision, so that the choice is that of exact arithmetic. */
 #include "common.h"
 
-#define BLOCK 32 /* tokens: eight Philox counters of four words */
+#define BLOCK 32 /* tokens: eight Philox counters of four words, and one word of the mask */
 
 INLINE void mul_wide(v8u a, uint32_t b, v8u *high, v8u *low) {
 #ifdef __AVX2__
@@ -52,23 +53,33 @@ INLINE v8f gumbel8(v8u word) {
     return -log8(correction - log8(y));
 }
 
-/* logits [n]; best [ceil(n / 32)] is scratch; out: the token */
+/* logits [n]; mask [ceil(n / 32)], bit i of word w allows the token 32 w + i, or NULL; best [ceil(n / 32)] is scratch;
+ * out: the token, 0 if none is allowed */
 typedef struct {
     const float *logits;
+    const uint32_t *mask;
     float *best;
     int64_t *out;
-    int64_t n, seed, position;
+    int64_t n, seed, position, noisy;
     double inverse_temperature;
 } gumbel_argmax_arguments;
 
 /* to lanes: score of token 4 i + lane at [lane][i] */
 INLINE float block_best(const gumbel_argmax_arguments *a, long b) {
     const long first = b * BLOCK;
+    const uint32_t allowed = a->mask ? a->mask[b] : ~0u;
+    if (!allowed) return -INFINITY;
     float logits[BLOCK], by_lane[4][8];
     const float *from = a->logits + first;
-    if (a->n - first < BLOCK) {
-        for (long i = 0; i < BLOCK; i++) logits[i] = first + i < a->n ? from[i] : -INFINITY;
+    if (allowed != ~0u || a->n - first < BLOCK) {
+        for (long i = 0; i < BLOCK; i++)
+            logits[i] = first + i < a->n && (allowed >> i & 1) ? from[i] : -INFINITY;
         from = logits;
+    }
+    if (!a->noisy) {
+        v8f best = load8(from);
+        for (int i = 8; i < BLOCK; i += 8) best = more8(load8(from + i), best);
+        return max8(best);
     }
     for (int i = 0; i < 8; i++)
         for (int lane = 0; lane < 4; lane++) by_lane[lane][i] = from[4 * i + lane];
@@ -83,11 +94,16 @@ INLINE float block_best(const gumbel_argmax_arguments *a, long b) {
 /* the block's best token in double precision, if it is better than *score */
 static void block_exact(const gumbel_argmax_arguments *a, long b, double *score, int64_t *token) {
     const long first = b * BLOCK;
+    const uint32_t allowed = a->mask ? a->mask[b] : ~0u;
     v8u words[4];
-    philox8((uint32_t)(first / 4), (uint32_t)a->position, (uint64_t)a->seed, words);
+    if (a->noisy) philox8((uint32_t)(first / 4), (uint32_t)a->position, (uint64_t)a->seed, words);
     for (long i = 0; i < MIN(BLOCK, a->n - first); i++) {
-        double u = ((double)words[i & 3][i >> 2] + 0.5) * 0x1p-32;
-        double mine = (double)a->logits[first + i] * a->inverse_temperature - log(-log(u));
+        if (!(allowed >> i & 1)) continue;
+        double mine = a->logits[first + i];
+        if (a->noisy) {
+            double u = ((double)words[i & 3][i >> 2] + 0.5) * 0x1p-32;
+            mine = mine * a->inverse_temperature - log(-log(u));
+        }
         if (mine > *score) *score = mine, *token = first + i;
     }
 }

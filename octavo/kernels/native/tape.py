@@ -51,6 +51,13 @@ class Arena:
         weakref.finalize(lease, insort, self._free, entry)  # which the tensor's storage holds, and views hold that
         return torch.from_numpy(lease)
 
+    def unheld(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same values of a tensor from `empty`, without keeping others from its memory once it has gone."""
+        for block in self._blocks:
+            if block.ctypes.data == tensor.data_ptr():
+                return torch.from_numpy(block[: tensor.numel()].reshape(tensor.shape))
+        raise ValueError("the tensor is not the arena's")
+
 
 class Tape:
     """The kernel calls of one pass, in order."""
