@@ -192,7 +192,7 @@ class ServerOptions:
     step_timeout: float = flag(
         120.0,
         "Seconds without a sign of the engine after which it is ended and started again (after a quarter of them, "
-        "/ready says hung); at least 3, or 0 to wait for ever.",
+        "/ready says hung, and a front process is replaced); at least 3, or 0 to wait for ever.",
         min=0.0,
     )
     max_engine_restarts: int = flag(

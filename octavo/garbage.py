@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import gc
 
-_YOUNG = 50_000  # objects that come between two collections; Python's own 700 are one step's at a thousand streams
+_YOUNG = 20_000  # objects that come between two collections; Python's own 700 are one step's at a thousand streams
+_OLDER = 5  # collections of the younger ones between two of these
 
 
 def settle() -> None:
     """Call once everything that stays is loaded: no collection looks at it again.
 
-    Objects that come and go with requests are freed by their counts; the collector is only for cycles (a task and the
-    exception that ended it), of which there are a few for each request and none for each token.
+    Objects that come and go with requests are freed by their counts (`Exchange.release` sees to it); the collector is
+    only for what goes wrong, as a task and the exception that ended it.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_YOUNG, 10, 10)
+    gc.set_threshold(_YOUNG, _OLDER, _OLDER)

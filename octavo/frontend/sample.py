@@ -72,6 +72,10 @@ class OpenRequest:
         """The request as it stands now, every sample with all its text."""
         return self.output([sample.completion() for sample in self.samples])
 
+    def release(self) -> None:
+        """Let go of the samples, which know it: nobody asks for results any more."""
+        self.samples = []
+
     def output(self, outputs: list[CompletionOutput]) -> RequestOutput:
         """A `RequestOutput` with these samples."""
         return RequestOutput(

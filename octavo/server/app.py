@@ -120,6 +120,7 @@ class App:
             log_access(exchange, route)
             if self.tracer is not None:
                 self.tracer.ended(exchange, route, self.names[0])
+            exchange.release()
 
     async def _refuse(self, exchange: Exchange, error: OctavoError) -> None:
         if isinstance(error, OverloadedError):

@@ -38,6 +38,7 @@ logger = logging.getLogger("octavo.server")
 MAX_RESTARTS = 5  # of fronts, within
 WINDOW_SECONDS = 600.0
 _PAGE_SECONDS = 1.0
+_LOOK_SECONDS = 5.0  # between two looks at the fronts
 _DEAD_GRACE_SECONDS = 2.0
 _END_SECONDS = 8.0  # that a front may take beyond the drain
 
@@ -50,6 +51,7 @@ class Front:
         wants: the endpoint that it waits for the engine at; "" if it has it, or has not asked.
         page: of its metrics, when it last told it.
         gone: it has ended.
+        silent: seconds for which it has not answered.
     """
 
     number: int
@@ -60,6 +62,7 @@ class Front:
     page: str = ""
     gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
     asked: dict[int, asyncio.Event] = dataclasses.field(default_factory=dict)
+    silent: float = 0.0
     task: asyncio.Task[None] | None = None
 
 
@@ -111,6 +114,7 @@ class FrontKeeper:
             loop.add_signal_handler(number, self._on_signal)
         loop.add_signal_handler(signal.SIGHUP, self._reload_keys)
         starting = asyncio.create_task(self._start_engine())
+        watching = asyncio.create_task(self._watch_fronts(self._options.step_timeout / 4))
         try:
             for _ in range(self._options.api_server_count):
                 await self._start_front()
@@ -123,10 +127,11 @@ class FrontKeeper:
             return 0
         finally:
             self._ending = True
-            starting.cancel()
+            for task in (starting, watching):
+                task.cancel()
             await self._end_fronts()
             await self._engine.close()
-            await asyncio.gather(starting, *self._tasks, return_exceptions=True)
+            await asyncio.gather(starting, watching, *self._tasks, return_exceptions=True)
 
     async def _start_engine(self) -> None:
         try:
@@ -294,13 +299,28 @@ class FrontKeeper:
         pages = [front.page for front in others if front.page and not front.gone.is_set()]
         talk.write(asking.writer, talk.Pages(number, pages, self._retired))
 
-    async def _ask_page(self, front: Front) -> None:
+    async def _watch_fronts(self, limit: float) -> None:
+        """End a front that does not answer for `limit` seconds (0: wait for ever); it is then replaced like any that
+        dies. Its page is as old as the last look at most when it dies, and so are the counts that go on without it."""
+        pause = min(_LOOK_SECONDS, limit / 2) if limit else _LOOK_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            serving = [front for front in self._fronts.values() if front.serving]
+            for front, answered in zip(serving, await asyncio.gather(*map(self._ask_page, serving)), strict=True):
+                front.silent = 0.0 if answered else front.silent + pause + _PAGE_SECONDS
+                if limit and front.silent >= limit and not front.gone.is_set():
+                    logger.error("A front process has not answered for %g seconds and is ended.", front.silent)
+                    front.process.kill()
+
+    async def _ask_page(self, front: Front) -> bool:
+        """Whether it has told its page, within a second."""
         number = next(self._pages)
         answered = front.asked[number] = asyncio.Event()
         talk.write(front.writer, talk.TellPage(number))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(answered.wait(), _PAGE_SECONDS)
         del front.asked[number]
+        return answered.is_set()
 
     # -- the end -------------------------------------------------------------------------------------------------
 

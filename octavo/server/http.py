@@ -103,6 +103,13 @@ class Exchange:
         self.writer: ChunkWriter | None = scope.get("state", {}).get("writer")
         self._receive = receive
 
+    def release(self) -> None:
+        """The end: let go of what refers to itself in a circle, so that it is freed now and needs no collection."""
+        self.writer = None
+        self.scope.get("state", {}).pop("writer", None)
+        for request in self.opened:
+            request.release()
+
     async def body(self, limit: int, timeout: float = 30.0, hold: Callable[[int], None] | None = None) -> bytes:
         """The request's body.
 

@@ -129,6 +129,8 @@ class MessageReply:
         self._tokenizer = tokenizer
         self._parts = parts
         self._parser: AnswerParser | None = None
+        short = parts is not None and parts.tools is not None and parts.tools.short_ids
+        self._new_id = parts.new_id if parts is not None and short else _new_call_id  # as the model's template takes it
         self._blocks = _Blocks(self._new_id)
 
     # -- streams -------------------------------------------------------------------------------------------------
@@ -210,11 +212,6 @@ class MessageReply:
     def _is_told(self, piece: Piece) -> bool:
         return piece.kind != "reasoning" or (self._parts is not None and self._parts.include_reasoning)
 
-    def _new_id(self) -> str:
-        if self._parts is not None and self._parts.tools is not None and self._parts.tools.short_ids:
-            return self._parts.new_id()  # the model's template takes no others when it sees the call again
-        return f"toolu_{new_id()[:24]}"
-
     def _usage(self) -> dict[str, Any]:
         """Token counts; `input_tokens` are those that had to be computed."""
         opened = self._opened
@@ -282,6 +279,10 @@ def _arguments(text: str) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         found = None
     return found if isinstance(found, dict) else {"_unreadable": text}
+
+
+def _new_call_id() -> str:
+    return f"toolu_{new_id()[:24]}"
 
 
 class _Blocks:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
+from collections import Counter
 
 import httpx
 import pytest
@@ -59,3 +61,40 @@ def test_a_reply_that_cannot_be_written_harms_no_other(start_server, monkeypatch
         assert [text_of(each.result()) for each in others] == [("abcdefg" * 5)[:30]] * 3
         running.wait(lambda: running.llm.num_open == 0)
         assert text_of(running.stream(COMPLETIONS, **LONG)) == ("abcdefg" * 5)[:30]
+
+
+BODIES = {
+    COMPLETIONS: {"prompt": "abc", "max_tokens": 5, "ignore_eos": True},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 5, "ignore_eos": True},
+    "/v1/responses": {"input": "abc", "max_output_tokens": 5},
+    "/v1/messages": {"messages": [{"role": "user", "content": "abc"}], "max_tokens": 5, "model": "sim"},
+    "/v1/embeddings": {"input": "abc"},
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_leaves_no_work_to_the_cycle_collector(start_server, path, stream):
+    if stream and path == "/v1/embeddings":
+        pytest.skip("embeddings do not stream")
+    with start_server() as running, running.client() as client:
+
+        def ask(times):
+            for _ in range(times):
+                reply = client.post(path, json=BODIES[path] | ({"stream": True} if stream else {}))
+                assert reply.status_code == 200, reply.text
+            running.wait(lambda: running.app.num_exchanges == 0)
+
+        ask(2)
+        gc.collect()
+        gc.disable()
+        try:
+            ask(10)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = Counter(type(each).__qualname__ for each in gc.garbage if type(each).__module__.startswith("octavo"))
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert sum(left.values()) < 10, left  # a request's own objects would be there ten times

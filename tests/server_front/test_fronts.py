@@ -95,6 +95,18 @@ def test_any_front_tells_of_all_and_deaths_stay_where_they_happen(process_server
     assert not psutil.wait_procs(children, 5 * BUSY)[1]
 
 
+def test_a_front_that_hangs_is_replaced(process_server):
+    options = ServerOptions(port=0, api_server_count=2, step_timeout=8.0)
+    process, url = process_server(sim=SLOW, options=options)
+    hung, other = fronts_of(process)
+    hung.suspend()
+    until(lambda: not hung.is_running() or hung.status() == psutil.STATUS_ZOMBIE, 15)
+    until(lambda: len(fronts_of(process)) == 2)
+    assert other in fronts_of(process)
+    until(lambda: all(httpx.get(f"{url}/ready", timeout=5).status_code == 200 for _ in range(8)))
+    assert all(ask(url).status_code == 200 for _ in range(8))
+
+
 def test_nothing_survives_a_killed_keeper(process_server):
     process, url = process_server(sim=SLOW, options=TWO)
     assert ask(url).status_code == 200
