@@ -66,9 +66,7 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in sides}
     with LLM(options.model) as llm:
         for each, drawn in sides.values():
-            tokens_per_second(
-                llm, options.streams, options.tokens, each, drawn
-            )  # compiles and records
+            tokens_per_second(llm, options.streams, options.tokens, each, drawn)  # compiles and records
         for _ in range(options.repeats):
             for name, (each, drawn) in sides.items():
                 rates[name].append(round(tokens_per_second(llm, options.streams, options.tokens, each, drawn), 1))

@@ -1,13 +1,14 @@
 """Sequences that keep a grammar: their next token must be known before the one after it can be drawn.
 
 So they take no part in running ahead: a row is planned again when its token is committed, as a chunk of tokens that the
-host knows. Where a grammar leaves but one token, that token is known too, and the chunk grows by it (jump-ahead).
+host knows; and where they are many, nobody runs ahead. Where a grammar leaves but one token, that token is known too,
+and the chunk grows by it (jump-ahead).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,8 @@ from octavo.scheduler.beams_rows import Hands
 from octavo.scheduler.collected import Collected
 from octavo.scheduler.draft import Draft, Launched
 from octavo.scheduler.sequence import Sequence
+
+_FEW = 5  # where fewer than one row in so many is guided, the others are not kept waiting
 
 
 class Guide(Protocol):
@@ -65,17 +68,18 @@ class Guided:
         rows, row = self._hands.rows, sequence.row
         return max(0, -(-int(rows.known[row]) // self._hands.page_size) - int(rows.num_pages[row]))
 
-    def plan(self, draft: Draft, meeting: Iterable[Launched] = ()) -> None:
-        """Plan every waiting row while tokens last; the pages for them are free.
+    def many_in(self, launched: Launched) -> bool:
+        """Whether the step after this one had better wait for it. Running ahead, it would have none of these rows, so
+        that each would take every second step, and those of a batch without others would fall into two halves."""
+        if not self.guides:
+            return False
+        owner = self._hands.rows.owner
+        count = sum(chunk.sample and owner[chunk.row] in self.guides for chunk in launched.chunks)
+        return count * _FEW >= len(launched.rows) and count > 0
 
-        Args:
-            meeting: steps in flight. While they have rows of this kind, none is planned: one step of all of them takes
-                less than two, and rows that were once planned apart would stay so.
-        """
+    def plan(self, draft: Draft) -> None:
+        """Plan every waiting row while tokens last; the pages for them are free."""
         hands, rows = self._hands, self._hands.rows
-        owner = rows.owner
-        if any(chunk.sample and owner[chunk.row] in self.guides for step in meeting for chunk in step.chunks):
-            return
         for sequence in sorted(self._ready, key=lambda each: each.key):
             if draft.budget < 1:
                 return

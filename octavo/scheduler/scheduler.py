@@ -119,13 +119,16 @@ class Scheduler:
         """
         if len(self._launched) > self.config.async_scheduling:
             raise RuntimeError(f"step {self._step} was planned before step {self._launched[0].step} was committed")
+        if any(map(self._guided.many_in, self._launched)):
+            return None
         draft = self._plan_decodes()
         self._beams.plan(draft)
-        nothing_else = draft.empty and not (self._chunking or self._forking or self._queue)
-        self._guided.plan(draft, self._launched if nothing_else else ())
+        self._guided.plan(draft)
         # Forks come before chunks: a page is copied before the forward pass, so what it holds must be of earlier steps.
         forked = not draft.preempted and self._plan_forks(draft)
-        self._plan_chunks(draft)
+        for sequence in list(self._chunking):  # prompts that did not fit; their pages are theirs since admission
+            if draft.budget > 0:
+                self._take_chunk(sequence, draft)
         if forked:
             self._plan_waiting(draft)
         if draft.empty:
@@ -165,12 +168,6 @@ class Scheduler:
     def _rows_taken(self) -> int:
         """Rows in use, and those set aside for beams."""
         return len(self._running) + self._beams.num_reserved()
-
-    def _plan_chunks(self, draft: Draft) -> None:
-        """Go on with prompts that did not fit the steps before; their pages are theirs since admission."""
-        for sequence in list(self._chunking):
-            if draft.budget > 0:
-                self._take_chunk(sequence, draft)
 
     def _take_chunk(self, sequence: Sequence, draft: Draft) -> None:
         rows, row = self._rows, sequence.row

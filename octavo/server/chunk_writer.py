@@ -62,7 +62,7 @@ class ChunkWriter:
         )
 
     def write(self, part: bytes) -> None:
-        """Write a part soon, where `ready`."""
+        """Write a part that is not empty soon, where `ready`."""
         parts = self._parts
         if not parts:
             self._outbox.add(self, self._loop)
@@ -70,12 +70,7 @@ class ChunkWriter:
 
     def flush(self) -> None:
         """Write what waits. To be called before anything is sent another way."""
-        parts = self._parts
-        if not parts:
-            return
-        self._parts = []
-        if self._cycle.disconnected:
-            return
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if body:
+        parts, self._parts = self._parts, []
+        if parts and not self._cycle.disconnected:
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
             self._transport.write(b"%x\r\n%b\r\n" % (len(body), body))
