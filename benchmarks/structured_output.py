@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from octavo import LLM, SamplingParams, StructuredOutputs
-from octavo.runner.cpu import available_cores
+from octavo.bench.record import environment
 
 PERSON = {
     "type": "object",
@@ -51,6 +52,8 @@ def tokens_per_second(llm: LLM, streams: int, tokens: int, spec: StructuredOutpu
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="SmolLM2-135M-Instruct")
+    parser.add_argument("--tokenizer", help="default: the model's")
+    parser.add_argument("--load-format", default="auto", help="dummy for random weights, where only time counts")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=8)
@@ -64,7 +67,7 @@ def main() -> None:
         "schema, logprobs (no jump-ahead)": (spec, True),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    with LLM(options.model) as llm:
+    with LLM(options.model, tokenizer=options.tokenizer, load_format=options.load_format) as llm:
         for each, drawn in sides.values():
             tokens_per_second(llm, options.streams, options.tokens, each, drawn)  # compiles and records
         for _ in range(options.repeats):
@@ -78,7 +81,8 @@ def main() -> None:
 
     report: dict[str, Any] = {
         "model": options.model,
-        "machine": f"{platform.machine()}, {available_cores()} cores",
+        **environment(),
+        "command": shlex.join(["python", *sys.argv]),
         "streams": options.streams,
         "tokens": options.tokens,
         "tokens_per_second": rates,

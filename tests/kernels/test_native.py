@@ -259,6 +259,20 @@ def test_gumbel_argmax_under_a_mask(variant, generator, size, share):
     assert same >= 19
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 10.0, 100.0])
+@pytest.mark.parametrize("inverse", [1e-3, 1.0, 10.0, 1000.0])
+def test_blocks_that_cannot_win_are_all_that_is_left_out(variant, scale, inverse):
+    """Most blocks are passed over by a bound on their noise; the draw stays that of exact arithmetic."""
+    rng = np.random.default_rng(3)
+    for trial in range(40):
+        logits = torch.from_numpy((rng.standard_normal(int(rng.integers(1, 5000))) * scale).astype(np.float32))
+        if trial % 4 == 0:
+            logits[1::2] = -np.inf
+        seed, position = int(rng.integers(0, 2**63)), int(rng.integers(0, 2**20))
+        noisy = logits.numpy().astype(np.float64) * inverse + gumbel_noise(seed, position, np.arange(len(logits)))
+        assert native.gumbel_argmax(logits, inverse, seed, position) == int(noisy.argmax())
+
+
 def test_ties_go_to_the_lower_id(variant):
     assert native.gumbel_argmax(torch.zeros(100), 0.0, 0, 0) == 0
     words = np.array([0, 0b11000, -1, -1], np.int32)

@@ -64,8 +64,27 @@ typedef struct {
     double inverse_temperature;
 } gumbel_argmax_arguments;
 
-/* to lanes: score of token 4 i + lane at [lane][i] */
-INLINE float block_best(const gumbel_argmax_arguments *a, long b) {
+/* Whether a token of eight may have a score of more than `so_far`. Its noise -log(-log(u)) is at most -log(1 - u), and a
+ * float's bits, read as a number, are its base-2 logarithm to within 0.09 below: so no logarithm has to be computed. */
+INLINE v8i may_beat8(v8f score, v8u word, float so_far) {
+    v8f rest = (to_float(~word) + 0.5f) * 0x1p-32f;
+    v8f log2_rest = __builtin_convertvector((v8i)rest, v8f) * 0x1p-23f - 127.0f;
+    float margin = 0.02f + 4e-6f * fabsf(so_far); /* of the arithmetic here, and of the borderline cases below */
+    return ~(v8i)(log2_rest >= (score - (so_far - margin)) * 1.44269504f);
+}
+
+INLINE int any8(v8i mask) {
+#ifdef __AVX2__
+    return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+    int32_t any = 0;
+    for (int i = 0; i < 8; i++) any |= mask[i];
+    return any != 0;
+#endif
+}
+
+/* The block's best score, or -inf if all are known to be below `so_far`. To lanes: token 4 i + lane at [lane][i]. */
+INLINE float block_best(const gumbel_argmax_arguments *a, long b, float so_far) {
     const long first = b * BLOCK;
     const uint32_t allowed = a->mask ? a->mask[b] : ~0u;
     if (!allowed) return -INFINITY;
@@ -85,9 +104,15 @@ INLINE float block_best(const gumbel_argmax_arguments *a, long b) {
         for (int lane = 0; lane < 4; lane++) by_lane[lane][i] = from[4 * i + lane];
     v8u words[4];
     philox8((uint32_t)(first / 4), (uint32_t)a->position, (uint64_t)a->seed, words);
+    v8f scores[4];
+    v8i may = {0};
+    for (int lane = 0; lane < 4; lane++) {
+        scores[lane] = load8(by_lane[lane]) * (float)a->inverse_temperature;
+        may |= may_beat8(scores[lane], words[lane], so_far);
+    }
+    if (!any8(may)) return -INFINITY;
     v8f best = all8(-INFINITY);
-    for (int lane = 0; lane < 4; lane++)
-        best = more8(load8(by_lane[lane]) * (float)a->inverse_temperature + gumbel8(words[lane]), best);
+    for (int lane = 0; lane < 4; lane++) best = more8(scores[lane] + gumbel8(words[lane]), best);
     return max8(best);
 }
 
@@ -110,8 +135,9 @@ static void block_exact(const gumbel_argmax_arguments *a, long b, double *score,
 
 EXPORT void OP(gumbel_argmax)(const gumbel_argmax_arguments *a, team *t) {
     const long blocks = (a->n + BLOCK - 1) / BLOCK;
+    float so_far = -INFINITY;
     for (long b = share(blocks, t->index, t->count); b < share(blocks, t->index + 1, t->count); b++)
-        a->best[b] = block_best(a, b);
+        a->best[b] = block_best(a, b, so_far), so_far = MAX(so_far, a->best[b]);
     barrier(t);
     if (t->index) return;
     float best = -INFINITY;
