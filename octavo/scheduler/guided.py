@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -37,7 +37,9 @@ class Guide(Protocol):
     def forced(self) -> int | None: ...
     @property
     def error(self) -> str: ...
-    def advance(self, token: int) -> None: ...
+    def advance_all(self, guides: list[Any], tokens: list[int]) -> None:
+        """Take the next token of each of some guides, of which this is one."""
+
     def copy(self) -> Guide: ...
 
 
@@ -104,34 +106,36 @@ class Guided:
 
     def commit_rows(self, rows: list[int], outputs: Collected) -> int:
         """Follow the newest tokens of those rows that are guided; returns how many tokens were added to them."""
-        guided = [row for row in rows if self._hands.rows.owner[row] in self.guides]
-        return sum(self.commit(row, outputs) for row in guided)
+        table, before = self._hands.rows, self.num_jumped
+        followed = [owner for row in rows if (owner := table.owner[row]) in self.guides and owner is not None]
+        tokens = [int(table.tokens[each.row, table.known[each.row] - 1]) for each in followed]
+        while followed:
+            guides = [self.guides[each] for each in followed]
+            guides[0].advance_all(guides, tokens)
+            jumping: list[tuple[Sequence, int]] = []
+            for sequence, guide in zip(followed, guides, strict=True):
+                if guide.error or guide.over or guide.forced is None or not _may_jump(sequence):
+                    self._settle(sequence, guide, outputs)
+                elif self._jump(sequence, guide.forced, outputs):
+                    jumping.append((sequence, guide.forced))
+            followed, tokens = [each for each, _ in jumping], [token for _, token in jumping]
+        return self.num_jumped - before
 
-    def commit(self, row: int, outputs: Collected) -> int:
-        """Follow a row's newest token, unless that ended the sequence; returns how many tokens were added to it."""
-        sequence = self._hands.rows.owner[row]
-        if sequence is None:
-            return 0
-        guide, rows, jumped = self.guides[sequence], self._hands.rows, 0
-        guide.advance(int(rows.tokens[row, rows.known[row] - 1]))
-        while not guide.error and not guide.over and guide.forced is not None and _may_jump(sequence):
-            token = guide.forced
-            rows.tokens[row, rows.known[row]] = token
-            rows.known[row] += 1
-            jumped += 1
-            outputs.handles.append(sequence.request.handle)
-            outputs.indices.append(sequence.index)
-            outputs.tokens.append(token)
-            done = sequence.end_at(token, int(rows.known[row]))
-            if done is not None:
-                outputs.finished.append(Finished(sequence.request.handle, sequence.index, *done))
-                self._end(sequence)
-                break
-            guide.advance(token)
-        self.num_jumped += jumped
-        if rows.owner[row] is sequence:
-            self._settle(sequence, guide, outputs)
-        return jumped
+    def _jump(self, sequence: Sequence, token: int, outputs: Collected) -> bool:
+        """Add a token that was not drawn. False if that ended the sequence."""
+        rows, row, handle = self._hands.rows, sequence.row, sequence.request.handle
+        rows.tokens[row, rows.known[row]] = token
+        rows.known[row] += 1
+        self.num_jumped += 1
+        outputs.handles.append(handle)
+        outputs.indices.append(sequence.index)
+        outputs.tokens.append(token)
+        done = sequence.end_at(token, int(rows.known[row]))
+        if done is None:
+            return True
+        outputs.finished.append(Finished(handle, sequence.index, *done))
+        self._end(sequence)
+        return False
 
     def _settle(self, sequence: Sequence, guide: Guide, outputs: Collected) -> None:
         handle, index = sequence.request.handle, sequence.index
