@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 from octavo.engine import messages
 from octavo.engine.channel import Channel
-from octavo.engine.client import EngineListener
+from octavo.engine.client import ChannelClient, EngineListener
 from octavo.engine.info import EngineInfo
-from octavo.engine.messages import Abort, AddRequest, Heartbeat, Outputs, Ready, RequestFailed
+from octavo.engine.messages import Abort, AddRequest
 from octavo.engine.phases import Progress
 from octavo.errors import EngineDeadError, OctavoError
 from octavo.request import EngineRequest
 
 
-class AttachedClient:
+class AttachedClient(ChannelClient):
     """An `EngineClient` for one life of the engine. Who keeps the engine says when it died.
 
     Args:
@@ -25,18 +24,8 @@ class AttachedClient:
     """
 
     def __init__(self, ask: Callable[[str], None]):
+        super().__init__()
         self._ask = ask
-        self._channel: Channel | None = None
-        self._listener: EngineListener | None = None
-        self._progress: Progress | None = None
-        self._ready: asyncio.Future[EngineInfo] | None = None
-        self._error: OctavoError | None = None
-        self._progress_time = time.monotonic()
-
-    @property
-    def progress_time(self) -> float:
-        """`time.monotonic()` of the last sign that the engine gets on with its work."""
-        return self._progress_time
 
     async def start(self, listener: EngineListener, progress: Progress | None = None) -> EngineInfo:
         """Wait until the engine answers. Raises what `failed` is told."""
@@ -54,7 +43,7 @@ class AttachedClient:
     def _open(self) -> None:
         if self._channel is not None:
             self._channel.close()
-        self._channel = Channel(self._take)
+        self._channel = Channel(self._pass_on)
         self._ask(self._channel.endpoint)
 
     @property
@@ -73,22 +62,6 @@ class AttachedClient:
 
     def _send(self, message: messages.ToEngine) -> bool:
         return self._error is None and self._channel is not None and self._channel.send(message)
-
-    def _take(self, message: messages.FromEngine) -> None:
-        listener = self._listener
-        if listener is None:
-            return
-        if isinstance(message, Outputs):
-            self._progress_time = time.monotonic()
-            listener.on_outputs(message.step)
-        elif isinstance(message, Heartbeat):
-            self._progress_time = max(self._progress_time, message.progress_time)
-            listener.on_stats(message.stats)
-        elif isinstance(message, RequestFailed):
-            listener.on_request_failed(message.handle, message.failure.error())
-        elif isinstance(message, Ready) and self._ready is not None and not self._ready.done():
-            self._progress_time = time.monotonic()
-            self._ready.set_result(message.info)
 
     # -- what its keeper says ------------------------------------------------------------------------------------
 
@@ -127,8 +100,6 @@ class AttachedClient:
     async def close(self) -> None:
         """Close the channel. May be called again, and before `start` has returned."""
         self._error = self._error or EngineDeadError("The engine was closed.")
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(EngineDeadError("The engine was closed while it started."))
-            self._ready.exception()  # nobody may be waiting any more
+        self._wait_no_longer()
         if self._channel is not None:
             self._channel.close()

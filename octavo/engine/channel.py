@@ -22,7 +22,7 @@ class Channel:
     sides have the socket open then, and nobody needs its name any more.
 
     Args:
-        take: called with each message of the engine, on the event loop.
+        take: called with each message of the engine, on the event loop; what it returns is not looked at.
 
     Attributes:
         endpoint: what the engine connects to.
@@ -31,7 +31,7 @@ class Channel:
         ConfigError: there is no place for a socket in the folder for temporary files.
     """
 
-    def __init__(self, take: Callable[[messages.FromEngine], None]):
+    def __init__(self, take: Callable[[messages.FromEngine], object]):
         self._take = take
         self._loop = asyncio.get_running_loop()
         self._folder: Path | None = None

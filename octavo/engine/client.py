@@ -90,7 +90,51 @@ class Host(Protocol):
     def detach(self, front: int) -> None: ...
 
 
-class ProcessClient:
+class ChannelClient:
+    """What clients do with what comes over their channel: wait until the engine is ready, then tell the listener."""
+
+    def __init__(self) -> None:
+        self._channel: Channel | None = None
+        self._listener: EngineListener | None = None
+        self._progress: Progress | None = None
+        self._ready: asyncio.Future[EngineInfo] | None = None
+        self._error: OctavoError | None = None
+        self._progress_time = time.monotonic()
+
+    @property
+    def progress_time(self) -> float:
+        """`time.monotonic()` of the last sign that the engine gets on with its work."""
+        return self._progress_time
+
+    def _pass_on(self, message: messages.FromEngine) -> bool:
+        """See to what every engine says. False if it is something else."""
+        listener = self._listener
+        if listener is None:
+            return True
+        if isinstance(message, Outputs):
+            self._progress_time = time.monotonic()
+            listener.on_outputs(message.step)
+        elif isinstance(message, Heartbeat):
+            self._progress_time = max(self._progress_time, message.progress_time)
+            listener.on_stats(message.stats)
+        elif isinstance(message, RequestFailed):
+            listener.on_request_failed(message.handle, message.failure.error())
+        elif isinstance(message, Ready):
+            if self._ready is not None and not self._ready.done():
+                self._progress_time = time.monotonic()
+                self._ready.set_result(message.info)
+        else:
+            return False
+        return True
+
+    def _wait_no_longer(self) -> None:
+        """End a start that is under way, for a client that is closed."""
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(EngineDeadError("The engine was closed while it started."))
+            self._ready.exception()  # nobody may be waiting any more
+
+
+class ProcessClient(ChannelClient):
     """Runs an engine as a child process, over a UNIX socket in a folder that only this user can enter.
 
     Args:
@@ -101,20 +145,14 @@ class ProcessClient:
     def __init__(
         self, config: EngineConfig, *, module: str = "octavo.engine_process", arguments: Sequence[str] = ()
     ) -> None:
+        super().__init__()
         self._config = config
         self._command = [*isolated_python(), "-m", module, *arguments]
-        self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._alive_fd = -1  # the read end of a pipe whose other end only the child holds
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._listener: EngineListener | None = None
-        self._progress: Progress | None = None
-        self._ready: asyncio.Future[EngineInfo] | None = None
         self._gone: asyncio.Event = asyncio.Event()
-        self._error: OctavoError | None = None
         self._closing = False
-        self._started = False
-        self._progress_time = time.monotonic()
 
     @property
     def pid(self) -> int | None:
@@ -122,8 +160,10 @@ class ProcessClient:
         return self._process.pid if self._process is not None else None
 
     @property
-    def progress_time(self) -> float:
-        return self._progress_time
+    def _started(self) -> bool:
+        """It has been ready; from there on the listener is told of the end."""
+        ready = self._ready
+        return ready is not None and ready.done() and not ready.cancelled() and ready.exception() is None
 
     async def start(self, listener: EngineListener, progress: Progress | None = None) -> EngineInfo:
         """Start the child and wait until its model is loaded.
@@ -190,25 +230,11 @@ class ProcessClient:
             self._channel.receive()
 
     def _take(self, message: messages.FromEngine) -> None:
-        listener = self._listener
-        if listener is None:
+        if self._pass_on(message):
             return
-        if isinstance(message, Outputs):
-            self._progress_time = time.monotonic()
-            listener.on_outputs(message.step)
-        elif isinstance(message, Heartbeat):
-            self._progress_time = max(self._progress_time, message.progress_time)
-            listener.on_stats(message.stats)
-        elif isinstance(message, RequestFailed):
-            listener.on_request_failed(message.handle, message.failure.error())
-        elif isinstance(message, StartupProgress):
+        if isinstance(message, StartupProgress):
             if self._progress is not None:
                 self._progress(message.phase, message.fraction)
-        elif isinstance(message, Ready):
-            if self._ready is not None and not self._ready.done():
-                self._started = True  # from here on the listener is told of the end
-                self._progress_time = time.monotonic()
-                self._ready.set_result(message.info)
         elif isinstance(message, StartupFailed):
             self._fail(_with_trace(message.failure.error(), message.trace))
         elif isinstance(message, EngineFailed):
@@ -282,9 +308,7 @@ class ProcessClient:
             with contextlib.suppress(EngineDeadError):
                 self._send(Shutdown())
         self._closing = True
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(EngineDeadError("The engine was closed while it started."))
-            self._ready.exception()  # nobody may be waiting any more
+        self._wait_no_longer()
         if self._process is not None and not self._gone.is_set():
             grace = _CLOSE_SECONDS if self._started else 0.0  # one that still loads would not read its inbox
             try:

@@ -98,10 +98,8 @@ class Engine:
 
     def _step_in_turn(self) -> StepOutputs | None:
         """The simple path: nothing is planned before every token is known."""
-        plan = self._scheduler.plan()
-        if plan is None:
-            return None
-        return self._scheduler.commit(self._runner.launch(plan).result())
+        launched = self._launch()
+        return self._scheduler.commit(launched.result()) if launched is not None else None
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request.

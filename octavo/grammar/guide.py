@@ -138,7 +138,6 @@ class GuideMaker:
 
     def __init__(self, vocabulary: VocabularySource, vocab_size: int):
         self._vocabulary = vocabulary
-        self._vocab_size = vocab_size
         self._masks = Masks(vocab_size)
         self._tokenizer: Any = None
         self._matchers: OrderedDict[str, Any] = OrderedDict()
@@ -180,7 +179,7 @@ class GuideMaker:
         from llguidance import LLMatcher
 
         if self._tokenizer is None:
-            self._tokenizer = ll_tokenizer(*self._vocabulary(self._vocab_size))
+            self._tokenizer = ll_tokenizer(*self._vocabulary(self._masks.vocab_size))
         matcher = self._matchers.get(request.grammar)
         if matcher is None:
             matcher = LLMatcher(self._tokenizer, request.grammar, log_level=0, limits=parser_limits())

@@ -21,10 +21,10 @@ class Outbox:
     def __init__(self) -> None:
         self._writers: list[ChunkWriter] = []
 
-    def add(self, writer: ChunkWriter, loop: asyncio.AbstractEventLoop) -> None:
+    def add(self, writer: ChunkWriter) -> None:
         """Flush a writer soon."""
         if not self._writers:
-            loop.call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush)
         self._writers.append(writer)
 
     def _flush(self) -> None:
@@ -36,20 +36,18 @@ class Outbox:
 class ChunkWriter:
     """Does for one reply what ASGI's `send` does with parts that are not the last, without a coroutine for each."""
 
-    __slots__ = ("_cycle", "_flow", "_loop", "_outbox", "_parts", "_transport")
+    __slots__ = ("_cycle", "_flow", "_outbox", "_parts", "_transport")
 
     def __init__(
         self,
         cycle: RequestResponseCycle,
         flow: FlowControl,
         transport: asyncio.Transport,
-        loop: asyncio.AbstractEventLoop,
         outbox: Outbox,
     ):
         self._cycle = cycle
         self._flow = flow
         self._transport = transport
-        self._loop = loop
         self._outbox = outbox
         self._parts: list[bytes] = []
 
@@ -65,7 +63,7 @@ class ChunkWriter:
         """Write a part that is not empty soon, where `ready`."""
         parts = self._parts
         if not parts:
-            self._outbox.add(self, self._loop)
+            self._outbox.add(self)
         parts.append(part)
 
     def flush(self) -> None:

@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
         if len(self.headers) > self._limits.headers or size > self._limits.head_bytes:
             self._refuse_in_parser(431, "headers_too_large", *self._too_large())
         super().on_headers_complete()
-        self.scope["state"]["writer"] = ChunkWriter(self.cycle, self.flow, self.transport, self.loop, self._outbox)
+        self.scope["state"]["writer"] = ChunkWriter(self.cycle, self.flow, self.transport, self._outbox)
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             length = dict(self.headers).get(b"content-length", b"0")
             self._unparsed = int(length) if length.isdigit() and len(length) <= 18 else 0

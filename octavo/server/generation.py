@@ -123,7 +123,7 @@ class Generation:
             body.messages or [],
             params,
             request_id=reply_id,
-            tools=tools.tools if tools is not None and tools.mode != "none" else None,
+            tools=tools.shown if tools is not None else None,
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=bool(body.continue_final_message),
             chat_template_kwargs=body.template_variables(self._llm.frontend.inputs.template_source),

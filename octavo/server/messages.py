@@ -89,7 +89,7 @@ class Messages:
         def work() -> bytes:
             _, ids = inputs.encode_chat(
                 messages,
-                tools.tools if tools is not None and tools.mode != "none" else None,
+                tools.shown if tools is not None else None,
                 add_generation_prompt=fields["add_generation_prompt"] is not False,
                 continue_final_message=bool(fields["continue_final_message"]),
                 chat_template_kwargs=fields["chat_template_kwargs"],

@@ -41,6 +41,11 @@ class ToolRequest:
     name: str
     parallel: bool
 
+    @property
+    def shown(self) -> Sequence[Mapping[str, Any]] | None:
+        """What the template gets: None where nothing may be called."""
+        return self.tools if self.mode != "none" else None
+
     def constraint(self) -> StructuredOutputs | None:
         """What the whole answer must be: a named function's arguments, or an array of calls; None where it is free."""
         if self.mode == "named":
