@@ -35,6 +35,7 @@ MODEL: dict[str, Any] = SHAPE | {
     "torch_dtype": "bfloat16",
 }
 BF16_SLACK = 1.25  # of the error that transformers has in bfloat16
+DECODE_MEAN = {"bf16": 0.02, "fp8": 0.15}  # nats a token between a decode step's logprobs and the same as a prompt's
 FP8_MEAN, FP8_KV_MEAN = 0.15, 0.05  # nats a token of this random model
 SCORE = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
 
@@ -187,6 +188,22 @@ def chosen(result: Any) -> list[float]:
     return torch.tensor(values).tolist()
 
 
+def decoding(folder: Path) -> dict[str, Any]:
+    """Mean difference of logprobs of answers from the same scored as prompts, by the rows of a decode step: steps of
+    few rows, of some, and of many have kernels of their own."""
+    texts = prompts(64, 60)
+    generate = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=0)
+    found: dict[str, Any] = {}
+    for name, options in {"bf16": {}, "fp8": {"quantization": "fp8"}}.items():
+        with open_llm(folder, num_gpu_blocks_override=1000, enable_prefix_caching=False, **options) as llm:
+            for rows in (1, 2, 3, 16, 17, 48, 64):
+                results = llm.generate(texts[:rows], generate, use_tqdm=False)
+                answers = [text + list(r.outputs[0].token_ids) for text, r in zip(texts, results, strict=False)]
+                again = [scores(result)[-24:] for result in llm.generate(answers, SCORE, use_tqdm=False)]
+                found[f"{name}, {rows}"] = difference([torch.tensor(chosen(result)) for result in results], again)
+    return found | {"ok": all(error <= DECODE_MEAN[name.split(",")[0]] for name, error in found.items())}
+
+
 def ids(result: Any) -> list[int]:
     return [token for output in result.outputs for token in output.token_ids]
 
@@ -224,6 +241,7 @@ def check() -> dict[str, Any]:
                 folder, batch_invariant=True, quantization="fp8", kv_cache_dtype="fp8"
             ),
             "invariant logprobs": lambda: invariant_logprobs(folder),
+            "decoding": lambda: decoding(folder),
             "no waiting": lambda: no_waiting(folder),
         }
         out: dict[str, Any] = {}

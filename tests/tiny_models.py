@@ -49,6 +49,9 @@ def llama_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tens
         shapes |= {f"{at}self_attn.{name}_proj.weight": (kv, hidden) for name in "kv"}
         shapes |= {f"{at}mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
         shapes[f"{at}mlp.down_proj.weight"] = (hidden, inner)
+    biased = [kind for kind, key in (("self_attn", "attention_bias"), ("mlp", "mlp_bias")) if config.get(key)]
+    for name in [name for name in shapes if any(f".{kind}." in name for kind in biased)]:
+        shapes[name.replace(".weight", ".bias")] = shapes[name][:1]
     return {
         name: torch.rand(shape, generator=generator) + 0.5
         if len(shape) == 1

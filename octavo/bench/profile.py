@@ -18,8 +18,8 @@ from octavo.errors import ConfigError
 
 KINDS = ("gemm", "attention", "sampling", "glue", "copies", "idle")
 _PATTERNS = (
-    ("gemm", re.compile(r"gemm|gemv|nvjet|cutlass|xmma|splitk|skinny|cublas", re.IGNORECASE)),
     ("attention", re.compile(r"decode_kernel|extend_kernel|plan_kernel|flash|fmha|prefix", re.IGNORECASE)),
+    ("gemm", re.compile(r"gemm|gemv|linear|nvjet|cutlass|xmma|splitk|skinny|cublas", re.IGNORECASE)),
     ("sampling", re.compile(r"sample|process_logits|gumbel|search_|logprob|draw", re.IGNORECASE)),
     ("copies", re.compile(r"memcpy|memset", re.IGNORECASE)),
 )

@@ -125,8 +125,10 @@ class Product:
         _call("cublasLtMatmulPreferenceDestroy", preference)
         return [found[i] for i in range(count.value) if found[i].state == 0]
 
-    def run(self, x: torch.Tensor, weight: torch.Tensor, algorithm: Algorithm, out: torch.Tensor) -> None:
-        """Write x Wᵀ to `out` [M, N] on the current stream.
+    def run(
+        self, x: torch.Tensor, weight: torch.Tensor, algorithm: Algorithm, out: torch.Tensor, *, adds: bool = False
+    ) -> None:
+        """Write x Wᵀ to `out` [M, N] on the current stream, or add it to what is there.
 
         Raises:
             CublasLtError: the algorithm cannot do it.
@@ -141,7 +143,7 @@ class Product:
             self.a,
             ctypes.c_void_p(x.data_ptr()),
             self.b,
-            ctypes.byref(_ZERO),
+            ctypes.byref(_ONE if adds else _ZERO),
             ctypes.c_void_p(out.data_ptr()),
             self.d,
             ctypes.c_void_p(out.data_ptr()),

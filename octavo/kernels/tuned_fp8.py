@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 else:
     Way = object
 
-CALLS = 4  # a timing, over as many matrices of the shape as there are
+CALLS = 8  # a timing, over as many matrices of the shape as there are
+ROUNDS = 3  # of which each way's best counts: one alone is often disturbed
 LARGEST = 1024  # more rows are always multiplied row by row: applying scales apart would move too much memory
 _AHEAD_CYCLES = 400_000  # the device waits so long for the host to queue a timing's calls: about 200 µs
 
@@ -120,11 +121,17 @@ def _time_all(
     matrices: Matrices, keys: Sequence[tuple[int, Shape]], multiply: Multiply
 ) -> dict[tuple[int, Shape], Way]:
     """The fastest way of each key. Queues everything and waits once."""
-    timings = [((rows, shape), _queue(rows, matrices[shape][:CALLS], multiply)) for rows, shape in keys]
+    timings = [
+        ((rows, shape), _queue(rows, matrices[shape][:CALLS], multiply)) for _ in range(ROUNDS) for rows, shape in keys
+    ]
     torch.cuda.synchronize()
-    return {
-        key: min(found, key=lambda entry: float(entry[1][0].elapsed_time(entry[1][1])))[0] for key, found in timings
-    }
+    best: dict[tuple[int, Shape], tuple[float, Way]] = {}
+    for key, found in timings:
+        for way, (start, end) in found:
+            took = float(start.elapsed_time(end))
+            if key not in best or took < best[key][0]:
+                best[key] = took, way
+    return {key: way for key, (_, way) in best.items()}
 
 
 def _read_way(kept: object, rows: int, shape: Shape) -> Way | None:

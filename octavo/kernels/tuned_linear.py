@@ -23,8 +23,17 @@ WIDEST = 1 << 16  # outputs; wider ones, of heads, take long to try and have til
 WORTH = 0.97  # a choice of ours takes at most this share of the time of torch's
 _AHEAD_CYCLES = 150_000  # the device waits so long for the host to queue a timing's calls: about 80 µs
 
-Key = tuple[int, int, int]  # rows, outputs, columns
-Matrices = dict[tuple[int, int], list[torch.Tensor]]
+
+class Kind(NamedTuple):
+    """A kind of product: the matrix's shape, and whether what it makes is added to what is there."""
+
+    outputs: int
+    columns: int
+    adds: bool = False
+
+
+Key = tuple[int, Kind]  # rows and kind
+Matrices = dict[Kind, list[torch.Tensor]]
 
 
 class Choice(NamedTuple):
@@ -38,17 +47,22 @@ _chosen: dict[Key, Choice] = {}
 _seen: Matrices | None = None
 
 
-def choice(rows: int, weight: torch.Tensor) -> Choice | None:
+def choice(rows: int, weight: torch.Tensor, *, adds: bool = False) -> Choice | None:
     """What was found to be faster than torch's own way for so many rows; None is torch's way."""
+    note(weight, adds=adds)
+    return _chosen.get((rows, Kind(weight.shape[0], weight.shape[1], adds)))
+
+
+def note(weight: torch.Tensor, *, adds: bool = False) -> None:
+    """That such products are made, where `matrices_seen` asks."""
     if _seen is not None and len(weight) <= WIDEST:
-        _seen.setdefault((weight.shape[0], weight.shape[1]), []).append(weight)
-    return _chosen.get((rows, weight.shape[0], weight.shape[1]))
+        _seen.setdefault(Kind(weight.shape[0], weight.shape[1], adds), []).append(weight)
 
 
-def run(x: torch.Tensor, weight: torch.Tensor, chosen: Choice) -> torch.Tensor:
-    """x [M, K], weight [N, K], both with contiguous rows → [M, N]."""
-    out = x.new_empty(len(x), len(weight))
-    chosen.product.run(x, weight, chosen.algorithm, out)
+def run(x: torch.Tensor, weight: torch.Tensor, chosen: Choice, onto: torch.Tensor | None = None) -> torch.Tensor:
+    """x [M, K], weight [N, K], both with contiguous rows → [M, N]; the sum with `onto` overwrites it."""
+    out = x.new_empty(len(x), len(weight)) if onto is None else onto
+    chosen.product.run(x, weight, chosen.algorithm, out, adds=onto is not None)
     return out
 
 
@@ -64,19 +78,20 @@ def matrices_seen() -> Iterator[Matrices]:
         _seen = None
 
 
-def tune(matrices: Matrices, sizes: Sequence[int], kept: Path | None = None) -> int:
-    """Choose for every number of rows and shape of matrix. Returns how many products had to be timed.
+def tune(matrices: Matrices, sizes: Sequence[int], kept: Path | None = None, *, many: int = 0) -> int:
+    """Choose for every number of rows and kind of product. Returns how many products had to be timed.
 
     Args:
-        matrices: bfloat16 on one device, by (outputs, columns).
+        matrices: bfloat16 on one device, by kind.
         sizes: numbers of rows.
+        many: products that add are made for more rows than this only.
         kept: a file of earlier choices, read first and then written; what it lacks is timed.
     """
     if not matrices:
         return 0
     name = f"{card(next(iter(matrices.values()))[0].device)}, cuBLASLt {cublaslt.version()}"
-    known = {shape: words for shape, words in kept_choices.read(kept, name).items() if _is_algorithm(words)}
-    wanted: list[Key] = [(rows, *shape) for shape in matrices for rows in sizes]
+    known = {key: words for key, words in kept_choices.read(kept, name).items() if _is_algorithm(words)}
+    wanted: list[Key] = [(rows, kind) for kind in matrices for rows in sizes if rows > many or not kind.adds]
     missing = [key for key in wanted if _text(key) not in known]
     timed = _time_all(matrices, missing)
     known.update(timed)
@@ -85,8 +100,7 @@ def tune(matrices: Matrices, sizes: Sequence[int], kept: Path | None = None) -> 
         if stored is None:
             _chosen.pop(key, None)
             continue
-        product = Product.of(*key, torch.bfloat16)
-        _chosen[key] = Choice(product, Algorithm.of(stored))
+        _chosen[key] = Choice(_product(key), Algorithm.of(stored))
     if timed:
         kept_choices.write(kept, name, timed)
     return len(missing)
@@ -101,14 +115,19 @@ def _time_all(matrices: Matrices, keys: Sequence[Key]) -> dict[str, list[int] | 
     """Each key's fastest algorithm, None where it is torch's way. Queues everything and waits once."""
     timings: dict[Key, list[tuple[list[int] | None, _Timing]]] = {}
     for key in keys:
-        rows, outputs, columns = key
-        weights = matrices[outputs, columns][:CALLS]
-        x = torch.randn(rows, columns, dtype=torch.bfloat16, device=weights[0].device)
-        out = x.new_empty(rows, outputs)
-        product = Product.of(*key, torch.bfloat16)
+        rows, kind = key
+        weights = matrices[kind][:CALLS]
+        x = torch.randn(rows, kind.columns, dtype=torch.bfloat16, device=weights[0].device)
+        out = x.new_zeros(rows, kind.outputs)
+        product = _product(key)
 
-        def torch_way(weight: torch.Tensor, x: torch.Tensor = x) -> None:
-            torch.nn.functional.linear(x, weight)
+        def torch_way(
+            weight: torch.Tensor, x: torch.Tensor = x, out: torch.Tensor = out, adds: bool = kind.adds
+        ) -> None:
+            if adds:
+                out.addmm_(x, weight.t())
+            else:
+                torch.nn.functional.linear(x, weight)
 
         entries = [(None, _Timing(torch_way, weights)), (None, _Timing(torch_way, weights))]  # the first warms up
         found: list[tuple[list[int] | None, _Timing]] = [entries[1]]
@@ -120,8 +139,9 @@ def _time_all(matrices: Matrices, keys: Sequence[Key]) -> dict[str, list[int] | 
                 out: torch.Tensor = out,
                 product: Product = product,
                 algorithm: Algorithm = algorithm,
+                adds: bool = kind.adds,
             ) -> None:
-                product.run(x, weight, algorithm, out)
+                product.run(x, weight, algorithm, out, adds=adds)
 
             with contextlib.suppress(CublasLtError):
                 found.append(([int(part) for part in algorithm.algo], _Timing(our_way, weights)))
@@ -152,8 +172,14 @@ class _Timing:
         return float(self._start.elapsed_time(self._end))
 
 
+def _product(key: Key) -> Product:
+    rows, kind = key
+    return Product.of(rows, kind.outputs, kind.columns, torch.bfloat16)
+
+
 def _text(key: Key) -> str:
-    return "x".join(map(str, key))
+    rows, kind = key
+    return f"{rows}x{kind.outputs}x{kind.columns}{'+' if kind.adds else ''}"
 
 
 def _is_algorithm(words: object) -> bool:

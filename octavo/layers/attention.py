@@ -12,7 +12,6 @@ from octavo.layers.batch import ForwardBatch, KVScales
 from octavo.layers.context import LayerContext
 from octavo.layers.linear import Activation, Linear
 from octavo.model_config import ModelConfig
-from octavo.quant import Form
 
 
 class Attention:
@@ -42,11 +41,6 @@ class Attention:
                 fix="Download the model again, or make it anew.",
             )
         return scale.expand(self.num_kv_heads).contiguous().to(ctx.device)
-
-    @property
-    def form(self) -> Form:
-        """How the norm before may hand its rows over."""
-        return self.qkv.form
 
     def __call__(
         self, x: Activation, residual: torch.Tensor, batch: ForwardBatch, wanted: torch.Tensor | None = None

@@ -60,23 +60,33 @@ class LayerContext:
         return self.take(name, shape).to(device=self.device, dtype=self.dtype)
 
     def matrix(
-        self, parts: dict[str, int], in_features: int, bias: bool = False, *, head: bool = False
+        self,
+        parts: dict[str, int],
+        in_features: int,
+        bias: bool = False,
+        *,
+        alternate: bool = False,
+        head: bool = False,
     ) -> tuple[LinearScheme, LinearParams]:
         """A matrix of stacked parts, and the scheme that holds it.
 
         Args:
             parts: child name → number of rows, as {"q_proj": 576, "k_proj": 192}; "" is this place itself.
             bias: whether the parts have biases.
+            alternate: rows of the parts, all of one size, follow each other in turn instead of part by part.
             head: whether it is the output head, or an embedding tied to it.
         """
         at = {f"{name}." if name else "": rows for name, rows in parts.items()}
         biases = [self.take(f"{name}bias", (rows,)) for name, rows in at.items()] if bias else []
         all_biases = torch.cat(biases) if biases else None
-        held = self._as_stored(at, in_features, all_biases)
+        turns = len(at) if alternate else 1
+        if all_biases is not None:
+            all_biases = in_turn(all_biases, turns)
+        held = self._as_stored(at, in_features, all_biases, turns)
         if held is not None:
             return held
         matrices = [self.take(f"{name}weight", (rows, in_features)) for name, rows in at.items()]
-        weight = self.stacked(matrices)
+        weight = in_turn(self.stacked(matrices).to(self.device), turns)
         scheme = (self.schemes.for_head if head else None) or self.schemes.usual
         return scheme, scheme.make(weight, all_biases, device=self.device, dtype=self.dtype)
 
@@ -91,11 +101,11 @@ class LayerContext:
         return whole
 
     def _as_stored(
-        self, at: dict[str, int], in_features: int, bias: torch.Tensor | None
+        self, at: dict[str, int], in_features: int, bias: torch.Tensor | None, turns: int
     ) -> tuple[LinearScheme, LinearParams] | None:
         """The matrix of parts that are quantized already, if a scheme takes all of them as they are."""
         four_bit, floats = self.schemes.for_four_bit, self.schemes.for_e4m3
-        if four_bit is not None:
+        if four_bit is not None and turns == 1:
             blocks = self._all_of([self.source.four_bit(f"{self.prefix}{name}weight") for name in at])
             if blocks is not None:
                 self._check_parts([part.q for part in blocks], at, in_features)
@@ -105,7 +115,7 @@ class LayerContext:
             if stored is not None:
                 self._check_parts([part.values for part in stored], at, in_features)
                 bytes_of = [(part.values.view(torch.uint8), part.scale) for part in stored]
-                values, scale = _stack(bytes_of)
+                values, scale = (in_turn(column.to(self.device), turns) for column in _stack(bytes_of))
                 whole = E4M3(values.view(torch.float8_e4m3fn), scale)
                 return floats, floats.make_from_e4m3(whole, bias, device=self.device, dtype=self.dtype)
         return None
@@ -119,6 +129,11 @@ class LayerContext:
         for part, rows in zip(parts, at.values(), strict=True):
             check_shape(self.prefix, tuple(part.shape), (rows, in_features))
             self.progress(part.numel())
+
+
+def in_turn(rows: torch.Tensor, turns: int) -> torch.Tensor:
+    """Rows [turns * N, ...] of stacked parts → the first of each part, then the second of each, and so on."""
+    return rows if turns == 1 else rows.unflatten(0, (turns, -1)).transpose(0, 1).flatten(0, 1)
 
 
 def _stack(parts: Sequence[tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:

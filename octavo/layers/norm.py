@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from octavo.kernels.linear import Unnormed
 from octavo.kernels.rms_norm import add_rms_norm, add_rms_norm_e4m3, rms_norm
 from octavo.layers.context import LayerContext
-from octavo.layers.linear import Activation
-from octavo.quant import Form
+from octavo.layers.linear import Activation, Linear
 
 
 class RMSNorm:
@@ -17,9 +17,11 @@ class RMSNorm:
         self.weight = ctx.parameter("weight", (size,))
         self.eps = eps
 
-    def into(self, form: Form, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[Activation, torch.Tensor]:
-        """As a call, for `Linear` layers of that form, which are all that reads the norm."""
-        if form == "e4m3":
+    def into(self, layer: Linear, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[Activation, torch.Tensor]:
+        """As a call, in the form that suits the layer, which is all that reads the norm."""
+        if residual is None and layer.takes_unnormed(x):
+            return Unnormed(x, self.weight, self.eps), x
+        if layer.form == "e4m3":
             return add_rms_norm_e4m3(x, residual, self.weight, self.eps)
         return self(x, residual)
 

@@ -29,9 +29,9 @@ class LlamaLayer:
         batch: ForwardBatch,
         wanted: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        normed, carried = self.attn_norm.into(self.attn.form, x, residual)
+        normed, carried = self.attn_norm.into(self.attn.qkv, x, residual)
         x, residual = self.attn(normed, carried, batch, wanted)
-        normed, carried = self.mlp_norm.into(self.mlp.form, x, residual)
+        normed, carried = self.mlp_norm.into(self.mlp.gate_up, x, residual)
         return self.mlp(normed, carried)
 
 

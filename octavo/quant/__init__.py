@@ -36,6 +36,19 @@ class LinearScheme(Protocol):
         """x [T, K], of `form` or a tensor → x Wᵀ + b, [T, N]."""
         ...
 
+    def takes_unnormed(self, x: torch.Tensor) -> bool:
+        """Whether, for these rows, the methods here take `kernels.linear.Unnormed` rows and compute the norm too."""
+        return False
+
+    def add(self, x: Any, params: LinearParams, residual: torch.Tensor) -> bool:
+        """residual [T, N] += x Wᵀ + b where that is the cheaper way; False, and nothing is done, where it is not."""
+        return False
+
+    def gated(self, x: Any, params: LinearParams) -> torch.Tensor | None:
+        """silu(gate) * up, [T, N / 2], of x and a W whose rows are gate, up, gate, up...; None where no kernel
+        computes the product and the gate at once."""
+        return None
+
     def rows(self, ids: torch.Tensor, params: LinearParams) -> torch.Tensor:
         """Rows of W: int64 [T] → [T, K] in the compute type."""
         ...

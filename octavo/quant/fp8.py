@@ -1,6 +1,7 @@
 """Weights of 8-bit floats (e4m3) with a scale for each output; activations of e4m3 with a scale for each token.
 
-On a GPU the products are cuBLAS's, at twice bfloat16's rate and half its bytes. On a CPU there is the reference, which
+On a GPU the products are cuBLAS's, at twice bfloat16's rate and half its bytes; one or two rows stay in bfloat16, as
+reading the weights is all their products take. On a CPU there is the reference, which
 is exact and slow. The kernels before a product (norm, gate) hand their rows over in e4m3, so that only the attention's
 output is quantized by a kernel of its own. Embeddings and the output head stay in the compute type.
 """
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from octavo.kernels.fp8 import E4M3_MAX, LEAST_SCALE, QuantizedRows, fp8_linear, quantize_rows
-from octavo.quant import Form
+from octavo.kernels.linear import Unnormed, few_rows_product, takes_unnormed
+from octavo.quant import E4M3Scheme, Form
 from octavo.quant.plain import Plain
 from octavo.weights.source import E4M3
 
@@ -26,7 +28,7 @@ class Fp8Params(NamedTuple):
     dtype: torch.dtype
 
 
-class Fp8:
+class Fp8(E4M3Scheme):
     """Dynamic quantization, of weights when they are loaded and of activations token by token.
 
     Args:
@@ -63,14 +65,30 @@ class Fp8:
         scale = stored.scale.to(device, torch.float32).contiguous()
         return Fp8Params(stored.values.to(device).contiguous(), scale, bias, dtype)
 
-    def apply(self, x: torch.Tensor | QuantizedRows, params: Fp8Params) -> torch.Tensor:
+    def takes_unnormed(self, x: torch.Tensor) -> bool:
+        return not self._invariant and takes_unnormed(x)
+
+    def apply(self, x: torch.Tensor | QuantizedRows | Unnormed, params: Fp8Params) -> torch.Tensor:
+        weight, scale, bias, dtype = params
+        if isinstance(x, Unnormed):
+            return few_rows_product(x, weight, bias, scales=scale)
         rows = x if isinstance(x, QuantizedRows) else quantize_rows(x)
-        if self._invariant and params.weight.is_cuda:
+        if self._invariant and weight.is_cuda:
             from octavo.kernels.triton.invariant_linear import invariant_linear
 
-            weight, scale, bias, dtype = params
             return invariant_linear(rows.values, weight, bias, x_scales=rows.scales, w_scales=scale, dtype=dtype)
-        return fp8_linear(rows, *params)
+        return fp8_linear(rows, weight, scale, bias, dtype)
+
+    def add(self, x: torch.Tensor | QuantizedRows, params: Fp8Params, residual: torch.Tensor) -> bool:
+        if isinstance(x, QuantizedRows) or not self.takes_unnormed(x) or not residual.is_contiguous():
+            return False
+        few_rows_product(x, params.weight, params.bias, scales=params.scale, onto=residual)
+        return True
+
+    def gated(self, x: torch.Tensor | QuantizedRows | Unnormed, params: Fp8Params) -> torch.Tensor | None:
+        if not isinstance(x, Unnormed):
+            return None
+        return few_rows_product(x, params.weight, params.bias, scales=params.scale, gated=True)
 
     def rows(self, ids: torch.Tensor, params: Fp8Params) -> torch.Tensor:
         taken = params.weight.view(torch.uint8)[ids].view(torch.float8_e4m3fn).float()

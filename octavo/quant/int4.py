@@ -13,7 +13,7 @@ import torch
 
 from octavo.errors import ConfigError
 from octavo.kernels import native
-from octavo.quant import Form
+from octavo.quant import BlockScheme, Form
 from octavo.quant.int8 import quantize_rows
 from octavo.quant.plain import Plain
 from octavo.weights.source import FourBit
@@ -87,7 +87,7 @@ def dequantize(blocks: FourBit) -> torch.Tensor:
     return (q * blocks.step.float()[:, :, None] + blocks.low.float()[:, :, None]).view(rows, columns)
 
 
-class Int4:
+class Int4(BlockScheme):
     """A compiled kernel where there is one; the torch reference unpacks a matrix at each use, which is slow."""
 
     form: Form = "plain"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from octavo.kernels import native
-from octavo.quant import Form
+from octavo.quant import Form, LinearScheme
 from octavo.quant.plain import Plain
 
 
@@ -35,7 +35,7 @@ def quantize_rows(x: torch.Tensor, limit: int = 127) -> tuple[torch.Tensor, torc
     return (x * (1 / scale.clamp_min(1e-30))).round_(), scale
 
 
-class Int8:
+class Int8(LinearScheme):
     """Compiled kernels where there are any; the torch reference is as exact, but slow."""
 
     form: Form = "plain"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
 from octavo.kernels import native
 from octavo.kernels.batch_invariant import invariant_linear
-from octavo.kernels.linear import adds_for_free, linear, linear_onto
+from octavo.kernels.linear import Unnormed, gated_linear, linear, linear_onto, takes_unnormed
 from octavo.quant import Form, LinearScheme
 
 
@@ -19,7 +19,7 @@ class PlainParams(NamedTuple):
     bias: torch.Tensor | None
 
 
-class Plain:
+class Plain(LinearScheme):
     """A plain product.
 
     Args:
@@ -29,22 +29,26 @@ class Plain:
     form: Form = "plain"
 
     def __init__(self, *, invariant: bool = False):
-        self._linear = invariant_linear if invariant else linear
+        self._invariant = invariant
 
     def make(
         self, weight: torch.Tensor, bias: torch.Tensor | None, *, device: torch.device, dtype: torch.dtype
     ) -> PlainParams:
         return PlainParams(weight.to(device, dtype), None if bias is None else bias.to(device, dtype))
 
-    def apply(self, x: torch.Tensor, params: PlainParams) -> torch.Tensor:
-        return self._linear(x, params.weight, params.bias)
+    def takes_unnormed(self, x: torch.Tensor) -> bool:
+        return not self._invariant and takes_unnormed(x)
+
+    def apply(self, x: torch.Tensor | Unnormed, params: PlainParams) -> torch.Tensor:
+        if self._invariant:
+            return invariant_linear(cast(torch.Tensor, x), params.weight, params.bias)
+        return linear(x, params.weight, params.bias)
 
     def add(self, x: torch.Tensor, params: PlainParams, residual: torch.Tensor) -> bool:
-        """residual += x Wᵀ + b where that is the cheaper way; False, and nothing is done, where it is not."""
-        if self._linear is not linear or params.bias is not None or not adds_for_free(x):
-            return False
-        linear_onto(x, params.weight, residual)
-        return True
+        return not self._invariant and linear_onto(x, params.weight, params.bias, residual)
+
+    def gated(self, x: torch.Tensor | Unnormed, params: PlainParams) -> torch.Tensor | None:
+        return None if self._invariant else gated_linear(x, params.weight, params.bias)
 
     def rows(self, ids: torch.Tensor, params: PlainParams) -> torch.Tensor:
         if native.usable(params.weight) and ids.is_contiguous():

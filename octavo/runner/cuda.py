@@ -20,7 +20,7 @@ from octavo.attention import AttentionMetadata
 from octavo.attention.fa3 import Fa3Extend
 from octavo.kernels.batch_invariant import row_logsumexp
 from octavo.kernels.fp8 import tune_products
-from octavo.kernels.linear import FEW
+from octavo.kernels.linear import FEW, MANY
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.invariant_attention import InvariantAttention
 from octavo.kernels.triton.launch import use_pdl
@@ -30,7 +30,7 @@ from octavo.kernels.triton.prepare_step import pack_step, prepare_step, write_bl
 from octavo.kernels.triton.process_logits import process_logits
 from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.swap_pages import PageSwapper
-from octavo.kernels.triton.warm_up import compile_all, recorded
+from octavo.kernels.triton.warm_up import compile_all, every_variant, recorded
 from octavo.kernels.tuned_fp8 import fp8_matrices_seen
 from octavo.kernels.tuned_linear import matrices_seen, tune
 from octavo.layers.batch import ForwardBatch
@@ -187,19 +187,19 @@ class CudaRunner:
             phase: times a named phase, and tells whoever waits how much of it is done.
         """
         with phase("compile kernels"):
-            with recorded() as launches:
+            with recorded() as launches, every_variant():
                 self._run_each_path()
             compile_all(launches.values())
             logger.info("%d kernels compiled or found in their cache", len(launches))
             launches.clear()  # and with them the memory of their tensors
-            with matrices_seen() as matrices, fp8_matrices_seen() as fp8_matrices:
+            with matrices_seen() as matrices, fp8_matrices_seen() as fp8_matrices, every_variant():
                 self._run_each_path()
         if not self._use_graphs:
             return
         sizes = self.graph_sizes()
         with phase("choose products"):
             full = max(self._shape.max_num_batched_tokens, sizes[-1])  # steps of prompts have as many tokens as may be
-            count = tune(matrices, [size for size in [*sizes, full] if size > FEW], self._kept)
+            count = tune(matrices, [size for size in [*sizes, full] if size > FEW], self._kept, many=MANY)
             with torch.inference_mode():
                 count += tune_products(fp8_matrices, sizes, self._kept)
             logger.info("%d products timed", count)
@@ -225,7 +225,7 @@ class CudaRunner:
         """Run each path once on nothing: first to see which kernels there are, then so that all are loaded."""
         shape, buffers = self._shape, self._buffers
         with torch.inference_mode():
-            for size in {1, min(FEW_ROWS + 1, shape.max_num_seqs), shape.max_num_seqs}:
+            for size in {min(size, shape.max_num_seqs) for size in (1, 2, FEW_ROWS + 1, shape.max_num_seqs)}:
                 for shared in {False, self._shared is not None}:
                     logits = self._decode_step(size, shared)
             row_logsumexp(logits.float())

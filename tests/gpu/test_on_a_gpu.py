@@ -50,6 +50,11 @@ def test_logprobs_are_the_same_bits_alone_in_a_batch_and_as_a_prompt(checks: Any
     assert found["ok"], found
 
 
+def test_steps_of_any_number_of_rows_agree_with_prompts(checks: Any, folder: Path) -> None:
+    found = checks.decoding(folder)
+    assert found["ok"], found
+
+
 def test_no_step_of_plain_requests_waits_for_the_device(checks: Any, folder: Path) -> None:
     found = checks.no_waiting(folder)
     assert found["ok"], found

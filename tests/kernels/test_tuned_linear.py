@@ -12,7 +12,7 @@ import torch
 from octavo.kernels import tuned_fp8, tuned_linear
 from octavo.kernels.cublaslt import Product
 from octavo.kernels.tuned_fp8 import Stored
-from octavo.kernels.tuned_linear import choice, forget, tune
+from octavo.kernels.tuned_linear import Kind, choice, forget, matrices_seen, note, tune
 
 WORDS = [1, 2, 3, 4, 5, 6, 7, (1 << 64) - 1]
 
@@ -36,17 +36,29 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_choices_are_kept_and_only_what_is_new_is_timed(timed: list[Any], tmp_path: Path) -> None:
     kept, weight = tmp_path / "deep" / "products.json", torch.zeros(8, 4)
-    assert tune({(8, 4): [weight]}, [17, 18], kept) == 2
+    assert tune({Kind(8, 4): [weight]}, [17, 18], kept) == 2
     assert choice(18, weight) is None
     found = choice(17, weight)
     assert found is not None
     assert list(found.algorithm.algo) == WORDS
     forget()
     assert choice(17, weight) is None
-    assert tune({(8, 4): [weight]}, [17, 18, 19], kept) == 1
+    assert tune({Kind(8, 4): [weight]}, [17, 18, 19], kept) == 1
     assert choice(17, weight) is not None
-    assert timed == [(17, 8, 4), (18, 8, 4), (19, 8, 4)]
+    assert timed == [(rows, Kind(8, 4)) for rows in (17, 18, 19)]
     assert [path.name for path in kept.parent.iterdir()] == ["products.json"]
+
+
+def test_products_that_add_are_chosen_apart_and_for_many_rows(timed: list[Any], tmp_path: Path) -> None:
+    weight = torch.zeros(8, 4)
+    with matrices_seen() as seen:
+        choice(17, weight)
+        note(weight, adds=True)
+    assert list(seen) == [Kind(8, 4), Kind(8, 4, adds=True)]
+    assert tune(seen, [17, 33], tmp_path / "products.json", many=20) == 3
+    assert timed == [(17, Kind(8, 4)), (33, Kind(8, 4)), (33, Kind(8, 4, adds=True))]
+    assert choice(33, weight, adds=True) is not None
+    assert choice(17, weight, adds=True) is None
 
 
 @pytest.mark.parametrize(
@@ -55,13 +67,13 @@ def test_choices_are_kept_and_only_what_is_new_is_timed(timed: list[Any], tmp_pa
 def test_a_broken_file_is_replaced(content: str, timed: list[Any], tmp_path: Path) -> None:
     kept = tmp_path / "products.json"
     kept.write_text(content.replace("NAME", "a card, cuBLASLt 1"))
-    assert tune({(8, 4): [torch.zeros(8, 4)]}, [17], kept) == 1
+    assert tune({Kind(8, 4): [torch.zeros(8, 4)]}, [17], kept) == 1
     assert json.loads(kept.read_text()) == {"a card, cuBLASLt 1": {"17x8x4": WORDS}}
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_keeping(timed: list[Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert tune({(8, 4): [torch.zeros(8, 4)]}, [17], tmp_path / "file" / "products.json") == 1
+    assert tune({Kind(8, 4): [torch.zeros(8, 4)]}, [17], tmp_path / "file" / "products.json") == 1
     assert choice(17, torch.zeros(8, 4)) is not None
 
 

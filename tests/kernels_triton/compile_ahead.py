@@ -17,9 +17,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.embedding import embedding
+from octavo.kernels.triton.gated_linear import FEW_ROWS, TILES, GatedTile, gated_linear
+from octavo.kernels.triton.gemv import gemv
 from octavo.kernels.triton.invariant_attention import InvariantAttention
 from octavo.kernels.triton.invariant_linear import InvariantTile, invariant_linear
 from octavo.kernels.triton.launch import pipeline_stages
@@ -73,7 +76,10 @@ def compile_launch(kernel: JITFunction, arguments: dict[str, Any], options: dict
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, TensorDescriptor):
+            block = ",".join(map(str, value.block_shape))
+            signature[parameter.name] = f"tensordesc<{_TYPES[value.base.dtype]}[{block}]>"
+        elif isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + _TYPES[value.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif parameter.is_constexpr or value is None or value == 1:
@@ -128,6 +134,7 @@ def glue_calls(fp8: bool) -> list[Callable[[], object]]:
     calls: list[Callable[[], object]] = [
         lambda: add_rms_norm(x, x, weight, 1e-5),
         lambda: silu_and_mul(gate_up),
+        lambda: silu_and_mul(gate_up, pairs=True),
         lambda: rope_and_cache(qkv, torch.empty(9, 128), longs, longs, kv, kv, 32, 8, 128),
         lambda: embedding(longs, x),
         lambda: write_blocks(ints, table),
@@ -148,6 +155,27 @@ def product_calls(hopper: bool) -> list[Callable[[], object]]:
         lambda: skinny_linear(x, weight, tuning=Tuning(16, 128, 1, stages, 2), pdl=hopper),
         lambda: skinny_linear(x, weight, weight[0], tuning=Tuning(16, 128, 2, stages, 2), space=space),
     ]
+
+
+def fused_calls(fp8: bool, hopper: bool) -> list[Callable[[], object]]:
+    """Products with what comes before and after them."""
+    x, weight = torch.empty(200, 4096, dtype=torch.bfloat16), torch.empty(512, 4096, dtype=torch.bfloat16)
+    onto, few = torch.empty(2, 512, dtype=torch.bfloat16), Tuning(64, 128, 1, 4 if hopper else 2, 4)
+    calls: list[Callable[[], object]] = [
+        lambda: skinny_linear(x[:4], weight, tuning=few, gated=True, pdl=hopper),
+        lambda: skinny_linear(x[:2], weight, tuning=few, onto=onto, pdl=hopper),
+    ]
+    tiles = (*TILES, FEW_ROWS) if hopper else (GatedTile(64, 64, 32, 2, 4, 0.0),)
+    calls += [functools.partial(gated_linear, x, weight, tile=tile, pdl=hopper) for tile in tiles]
+    weights: list[tuple[torch.Tensor, torch.Tensor | None]] = [(weight, None)]
+    if fp8:
+        weights.append((weight.view(torch.uint8)[:, :4096].contiguous().view(torch.float8_e4m3fn), torch.empty(512)))
+    for rows in (1, 2):
+        for stored, scales in weights:
+            before = functools.partial(gemv, x[:rows], stored, scales=scales, pdl=hopper)
+            calls += [functools.partial(before, gain=x[0], eps=1e-5, gated=True), before]
+            calls.append(functools.partial(before, onto=onto[:rows]))
+    return calls
 
 
 def skinny_fp8_calls(hopper: bool) -> list[Callable[[], object]]:
@@ -201,6 +229,7 @@ def main(name: str) -> None:
         attention_calls(False, num_stages=pipeline_stages(hip=target.backend == "hip"))
         + glue_calls(fp8)
         + product_calls(name == "sm_90")
+        + fused_calls(fp8, name == "sm_90")
         + (skinny_fp8_calls(name == "sm_90") if fp8 else [])
         + invariant_calls(fp8, 2 if target.backend == "hip" else 4)
         + sample_calls()

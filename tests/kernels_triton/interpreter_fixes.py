@@ -55,7 +55,13 @@ def _keep_masks_boolean() -> None:
     load, store = builder.create_masked_load, builder.create_masked_store
 
     def boolean(mask: Any) -> Any:
-        return interpreter.TensorHandle((mask.data & 1).astype(np.bool_), tl.int1)
+        values = mask if isinstance(mask, np.ndarray) else mask.data  # those of tensor descriptors are bare
+        return interpreter.TensorHandle((values & 1).astype(np.bool_), tl.int1)
 
-    builder.create_masked_load = lambda self, pointers, mask, *rest: load(self, pointers, boolean(mask), *rest)
-    builder.create_masked_store = lambda self, at, value, mask, *rest: store(self, at, value, boolean(mask), *rest)
+    def masked_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        return load(self, pointers, boolean(mask), *rest, **named)
+
+    def masked_store(self: Any, at: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        return store(self, at, value, boolean(mask), *rest, **named)
+
+    builder.create_masked_load, builder.create_masked_store = masked_load, masked_store

@@ -66,6 +66,14 @@ def test_silu_and_mul(device):
     assert relative_error(out.float().cpu() * scales.cpu(), expected) < E4M3
 
 
+def test_silu_and_mul_of_pairs_is_that_of_halves(device):
+    x = randn(3, 2 * 1100).to(device)
+    pairs = x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
+    assert torch.equal(silu_and_mul(pairs, pairs=True), silu_and_mul(x))
+    for found, expected in zip(silu_and_mul_fp8(pairs, pairs=True), silu_and_mul_fp8(x), strict=True):
+        assert torch.equal(found.float(), expected.float())
+
+
 def test_silu_of_extremes_is_finite(device):
     x = torch.tensor([[-3e4, 3e4, 0.0, 1.0]], device=device).repeat(1, 2)
     assert silu_and_mul(x).tolist() == [[0.0, 9e8, 0.0, pytest.approx(0.731058, rel=1e-5)]]

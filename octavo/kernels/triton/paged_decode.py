@@ -288,14 +288,17 @@ def decode_tuning(max_rows: int, fp8: bool = False) -> dict[str, int]:
     """Tuning of `PagedDecode` on an H100 (132 multiprocessors) for steps, or graphs, of up to `max_rows` rows
     of head size 128 or less.
 
-    From `benchmarks/results/gpu-kernels-h100.json`: with few rows a program has little to do but to merge, so fewer
-    programs are faster; e4m3 needs more warps to convert than its smaller tiles leave in flight.
+    From `benchmarks/results/gpu-fused-h100.json`: three programs a multiprocessor, each with one tile on its way, keep
+    memory busier than two with three (20 to 25 % for mixed lengths of some hundred keys, 5 % for long ones); e4m3 needs
+    more warps to convert than its smaller tiles leave in flight.
     """
-    if max_rows <= 8:
-        return {"tile": 64, "num_stages": 7, "num_programs": 132}
-    if fp8 and max_rows > 48:
+    if fp8:
+        if max_rows <= 8:
+            return {"tile": 64, "num_stages": 7, "num_programs": 132}
+        if max_rows <= 48:
+            return {"tile": 64, "num_stages": 7, "num_programs": 264}
         return {"tile": 64, "num_stages": 5, "num_programs": 528, "maxnreg": 128}
-    return {"tile": 64, "num_stages": 7, "num_programs": 264}
+    return {"tile": 64, "num_stages": 2, "num_programs": 396}
 
 
 class PagedDecode:

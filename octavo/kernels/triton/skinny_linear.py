@@ -36,7 +36,8 @@ def prefetch_rows(w, first_row, first_column, BN: tl.constexpr, K, BYTES: tl.con
 def skinny_linear_kernel(
     x, w, bias, y, partial, arrivals, M, N, K, share, stride_x,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr, EVEN: tl.constexpr,
-    BIAS: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    BIAS: tl.constexpr, GATE: tl.constexpr, ADD: tl.constexpr, STAGES: tl.constexpr, PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """BN outputs of all rows, over columns [part * share, (part + 1) * share) of W."""
     if PDL:
@@ -75,8 +76,16 @@ def skinny_linear_kernel(
             acc += tl.load(partial + here + i * (BN * BM), cache_modifier=".cg")
     if BIAS:
         acc += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[:, None]
+    if GATE:
+        gate, up = tl.split(tl.permute(tl.reshape(acc, [BN // 2, 2, BM]), (0, 2, 1)))
+        acc = gate / (1 + tl.exp(-gate)) * up
+        n = tile * (BN // 2) + tl.arange(0, BN // 2)
+        N = N // 2
     out = y + m.to(tl.int64)[None, :] * N + n[:, None]
-    tl.store(out, acc.to(y.dtype.element_ty), mask=(m < M)[None, :] & (n < N)[:, None])
+    mask = (m < M)[None, :] & (n < N)[:, None]
+    if ADD:
+        acc += tl.load(out, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out, acc.to(y.dtype.element_ty), mask=mask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +120,16 @@ def skinny_linear(
     *,
     tuning: Tuning | None = None,
     space: SplitSpace | None = None,
+    gated: bool = False,
+    onto: torch.Tensor | None = None,
     pdl: bool = False,
 ) -> torch.Tensor:
     """x [M, K], M at most 16 (rows may be strided), weight [N, K], bias [N] → [M, N] of x's type.
 
     Args:
         space: needed where `tuning.split` is above 1.
+        gated: W's rows are gate, up, gate, up...; the result is silu(gate) * up, [M, N / 2].
+        onto: [M, N], contiguous: the sum of it and the product overwrites it, and is returned.
 
     Raises:
         ValueError: there are more rows, or no space for the split.
@@ -129,7 +142,9 @@ def skinny_linear(
         raise ValueError(f"{rows} rows, at most {MAX_ROWS}")
     if use.split > 1 and (space is None or not space.holds(tiles, use)):
         raise ValueError(f"a split in {use.split} of {outputs} outputs needs more space")
-    y = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
+    y = onto
+    if y is None:
+        y = torch.empty(rows, outputs // 2 if gated else outputs, dtype=x.dtype, device=x.device)
     if rows == 0:
         return y
     blocks = triton.cdiv(columns, use.block_k)
@@ -140,6 +155,7 @@ def skinny_linear(
         x, weight, bias, y, None if space is None else space.partial, None if space is None else space.arrivals,
         rows, outputs, columns, share, x.stride(0),
         BM=MAX_ROWS, BN=use.block_n, BK=use.block_k, SPLIT=use.split, EVEN=even, BIAS=bias is not None,
-        STAGES=use.stages, PREFETCH=prefetch, PDL=pdl, num_warps=use.warps, **pdl_options(pdl),
+        GATE=gated, ADD=onto is not None, STAGES=use.stages, PREFETCH=prefetch, PDL=pdl,
+        num_warps=use.warps, **pdl_options(pdl),
     )  # fmt: skip
     return y

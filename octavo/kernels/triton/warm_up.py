@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 class Launch(NamedTuple):
@@ -33,9 +34,30 @@ def _kind(value: Any) -> Any:
     """What Triton specializes a kernel for."""
     if isinstance(value, torch.Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, TensorDescriptor):
+        return value.base.dtype, *value.block_shape
     if isinstance(value, int) and not isinstance(value, bool):
         return value if -64 < value < 1025 else (value % 16 == 0, value.bit_length() > 31)
     return value
+
+
+_every_variant = False
+
+
+@contextlib.contextmanager
+def every_variant() -> Iterator[None]:
+    """Inside, an op that has a kernel for some sizes and another for others launches all of them, so that a few calls
+    meet whatever may be needed."""
+    global _every_variant
+    _every_variant = True
+    try:
+        yield
+    finally:
+        _every_variant = False
+
+
+def wants_every_variant() -> bool:
+    return _every_variant
 
 
 @contextlib.contextmanager
