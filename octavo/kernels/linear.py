@@ -88,7 +88,7 @@ def linear_onto(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     """
     if not (x.is_cuda and x.dtype == torch.bfloat16 and residual.is_contiguous()):
         return False
-    tuned_linear.note(weight, adds=True)
+    tuned_linear.note(weight, "+")
     if takes_unnormed(x):
         few_rows_product(x, weight, bias, onto=residual)
         return True
@@ -98,11 +98,7 @@ def linear_onto(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         return True
     if len(x) <= MANY or bias is not None:
         return False
-    chosen = tuned_linear.choice(len(x), weight, adds=True)
-    if chosen is not None:
-        tuned_linear.run(x, weight, chosen, onto=residual)
-    else:
-        residual.addmm_(x, weight.t())
+    tuned_linear.run(x, weight, tuned_linear.choice(len(x), weight, "+"), onto=residual)
     return True
 
 
@@ -118,11 +114,16 @@ def gated_linear(
     tuning = few_rows_tuning(*weight.shape, x.device) if len(x) <= FEW else None
     if tuning is not None:
         return _skinny(x, weight, bias, tuning, gated=True)
-    if x.shape[1] % 8 or not x.is_contiguous():
+    if bias is not None or x.shape[1] % 8 or not x.is_contiguous():
         return None
-    from octavo.kernels.triton import gated_linear as triton
+    from octavo.kernels.triton.gated_linear import gated_linear as for_many
+    from octavo.kernels.triton.warm_up import wants_every_variant
 
-    return triton.gated_linear(x, weight, bias, pdl=True)
+    if len(x) > MANY or wants_every_variant():
+        gated = for_many(x, weight, pdl=True)
+        if len(x) > MANY:
+            return gated
+    return tuned_linear.run_gated(x, weight, tuned_linear.choice(len(x), weight, "gate"))
 
 
 def _on_hopper(x: torch.Tensor) -> bool:

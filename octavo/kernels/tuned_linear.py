@@ -1,4 +1,5 @@
-"""Which of cuBLASLt's algorithms multiplies so many rows by such a matrix: tried when the engine starts, then kept.
+"""Which of cuBLASLt's algorithms, or of our own tiles, multiplies so many rows by such a matrix: tried when the engine
+starts, then kept.
 
 cuBLAS's own choice is near the best for most numbers of rows and far from it for some: 448 rows of Llama 3.1 8B's
 widest matrix take 291 µs with it and 159 µs with its heuristics' third choice (benchmarks/gpu_mid_gemm.py).
@@ -9,61 +10,83 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
 from octavo.kernels import cublaslt, kept_choices
 from octavo.kernels.cublaslt import Algorithm, CublasLtError, Product
 from octavo.kernels.kept_choices import card
+from octavo.kernels.silu_and_mul import silu_and_mul
+
+if TYPE_CHECKING:
+    from octavo.kernels.triton.gated_linear import GatedTile
 
 CANDIDATES = 8
 CALLS = 4  # a timing, over as many matrices of the shape as there are
+ROUNDS = 2  # of which each way's best counts: one alone may be disturbed
 WIDEST = 1 << 16  # outputs; wider ones, of heads, take long to try and have tiles for every multiprocessor
 WORTH = 0.97  # a choice of ours takes at most this share of the time of torch's
 _AHEAD_CYCLES = 150_000  # the device waits so long for the host to queue a timing's calls: about 80 µs
 
+After = Literal["", "+", "gate"]
+"""What is done with a product: nothing, it is added to what is there, or its odd columns are gated by the even ones."""
+
 
 class Kind(NamedTuple):
-    """A kind of product: the matrix's shape, and whether what it makes is added to what is there."""
+    """A kind of product: the matrix's shape, and what follows."""
 
     outputs: int
     columns: int
-    adds: bool = False
+    after: After = ""
 
 
 Key = tuple[int, Kind]  # rows and kind
 Matrices = dict[Kind, list[torch.Tensor]]
+KeptWay = list[int] | str | None
+"""A way as it is kept: an algorithm's eight words, a tile's name, or None for torch's way."""
 
 
 class Choice(NamedTuple):
-    """How a product is made."""
+    """How a product is made: by an algorithm of cuBLASLt, or a tile of the kernel that does the gate too."""
 
-    product: Product
-    algorithm: Algorithm
+    product: Product | None
+    algorithm: Algorithm | None
+    tile: GatedTile | None = None
 
 
 _chosen: dict[Key, Choice] = {}
 _seen: Matrices | None = None
 
 
-def choice(rows: int, weight: torch.Tensor, *, adds: bool = False) -> Choice | None:
+def choice(rows: int, weight: torch.Tensor, after: After = "") -> Choice | None:
     """What was found to be faster than torch's own way for so many rows; None is torch's way."""
-    note(weight, adds=adds)
-    return _chosen.get((rows, Kind(weight.shape[0], weight.shape[1], adds)))
+    note(weight, after)
+    return _chosen.get((rows, Kind(weight.shape[0], weight.shape[1], after)))
 
 
-def note(weight: torch.Tensor, *, adds: bool = False) -> None:
+def note(weight: torch.Tensor, after: After = "") -> None:
     """That such products are made, where `matrices_seen` asks."""
     if _seen is not None and len(weight) <= WIDEST:
-        _seen.setdefault(Kind(weight.shape[0], weight.shape[1], adds), []).append(weight)
+        _seen.setdefault(Kind(weight.shape[0], weight.shape[1], after), []).append(weight)
 
 
-def run(x: torch.Tensor, weight: torch.Tensor, chosen: Choice, onto: torch.Tensor | None = None) -> torch.Tensor:
+def run(x: torch.Tensor, weight: torch.Tensor, chosen: Choice | None, onto: torch.Tensor | None = None) -> torch.Tensor:
     """x [M, K], weight [N, K], both with contiguous rows → [M, N]; the sum with `onto` overwrites it."""
+    if chosen is None or chosen.product is None or chosen.algorithm is None:
+        return torch.nn.functional.linear(x, weight) if onto is None else onto.addmm_(x, weight.t())
     out = x.new_empty(len(x), len(weight)) if onto is None else onto
     chosen.product.run(x, weight, chosen.algorithm, out, adds=onto is not None)
     return out
+
+
+def run_gated(x: torch.Tensor, weight: torch.Tensor, chosen: Choice | None) -> torch.Tensor:
+    """x [M, K], weight [2 I, K] with rows gate, up, gate, up... → silu(gate) * up, [M, I]."""
+    if chosen is not None and chosen.tile is not None:
+        from octavo.kernels.triton.gated_linear import gated_linear
+
+        return gated_linear(x, weight, tile=chosen.tile, pdl=True)
+    return silu_and_mul(run(x, weight, chosen), pairs=True)
 
 
 @contextlib.contextmanager
@@ -84,23 +107,28 @@ def tune(matrices: Matrices, sizes: Sequence[int], kept: Path | None = None, *, 
     Args:
         matrices: bfloat16 on one device, by kind.
         sizes: numbers of rows.
-        many: products that add are made for more rows than this only.
         kept: a file of earlier choices, read first and then written; what it lacks is timed.
+        many: products that add are made for more rows than this only, those that are gated for at most so many.
     """
     if not matrices:
         return 0
     name = f"{card(next(iter(matrices.values()))[0].device)}, cuBLASLt {cublaslt.version()}"
-    known = {key: words for key, words in kept_choices.read(kept, name).items() if _is_algorithm(words)}
-    wanted: list[Key] = [(rows, kind) for kind in matrices for rows in sizes if rows > many or not kind.adds]
+    known = {key: way for key, way in kept_choices.read(kept, name).items() if _is_way(way)}
+    wanted: list[Key] = [
+        (rows, kind)
+        for kind in matrices
+        for rows in sizes
+        if kind.after == "" or (rows > many if kind.after == "+" else rows <= many)
+    ]
     missing = [key for key in wanted if _text(key) not in known]
     timed = _time_all(matrices, missing)
     known.update(timed)
     for key in wanted:
-        stored = known[_text(key)]
-        if stored is None:
+        way = known[_text(key)]
+        if way is None:
             _chosen.pop(key, None)
-            continue
-        _chosen[key] = Choice(_product(key), Algorithm.of(stored))
+        else:
+            _chosen[key] = _choice_of(key, way)
     if timed:
         kept_choices.write(kept, name, timed)
     return len(missing)
@@ -111,49 +139,43 @@ def forget() -> None:
     _chosen.clear()
 
 
-def _time_all(matrices: Matrices, keys: Sequence[Key]) -> dict[str, list[int] | None]:
-    """Each key's fastest algorithm, None where it is torch's way. Queues everything and waits once."""
-    timings: dict[Key, list[tuple[list[int] | None, _Timing]]] = {}
+def _time_all(matrices: Matrices, keys: Sequence[Key]) -> dict[str, KeptWay]:
+    """Each key's fastest way, None where it is torch's. Queues everything and waits once."""
+    timings: dict[Key, list[tuple[KeptWay, list[_Timing]]]] = {}
     for key in keys:
         rows, kind = key
         weights = matrices[kind][:CALLS]
         x = torch.randn(rows, kind.columns, dtype=torch.bfloat16, device=weights[0].device)
-        out = x.new_zeros(rows, kind.outputs)
-        product = _product(key)
+        out = x.new_zeros(rows, kind.outputs) if kind.after == "+" else None
+        ways: list[KeptWay] = [None, None]  # the first warms up
+        ways += [[int(part) for part in algorithm.algo] for algorithm in _product(key).algorithms(CANDIDATES)]
+        ways += list(_tiles()) if kind.after == "gate" else []
+        found = timings[key] = []
+        for way in ways:
+            chosen = None if way is None else _choice_of(key, way)
 
-        def torch_way(
-            weight: torch.Tensor, x: torch.Tensor = x, out: torch.Tensor = out, adds: bool = kind.adds
-        ) -> None:
-            if adds:
-                out.addmm_(x, weight.t())
-            else:
-                torch.nn.functional.linear(x, weight)
-
-        entries = [(None, _Timing(torch_way, weights)), (None, _Timing(torch_way, weights))]  # the first warms up
-        found: list[tuple[list[int] | None, _Timing]] = [entries[1]]
-        for algorithm in product.algorithms(CANDIDATES):
-
-            def our_way(
+            def call(
                 weight: torch.Tensor,
                 x: torch.Tensor = x,
-                out: torch.Tensor = out,
-                product: Product = product,
-                algorithm: Algorithm = algorithm,
-                adds: bool = kind.adds,
+                out: torch.Tensor | None = out,
+                chosen: Choice | None = chosen,
+                gated: bool = kind.after == "gate",
             ) -> None:
-                product.run(x, weight, algorithm, out, adds=adds)
+                if gated:
+                    run_gated(x, weight, chosen)
+                else:
+                    run(x, weight, chosen, out)
 
             with contextlib.suppress(CublasLtError):
-                found.append(([int(part) for part in algorithm.algo], _Timing(our_way, weights)))
-        timings[key] = found
+                found.append((way, [_Timing(call, weights) for _ in range(ROUNDS)]))
     torch.cuda.synchronize()
-    return {_text(key): _fastest(found) for key, found in timings.items()}
+    return {_text(key): _fastest(found[1:]) for key, found in timings.items()}
 
 
-def _fastest(found: list[tuple[list[int] | None, _Timing]]) -> list[int] | None:
-    usual = found[0][1].milliseconds()
-    algorithm, timing = min(found, key=lambda entry: entry[1].milliseconds())
-    return algorithm if timing.milliseconds() < WORTH * usual else None
+def _fastest(found: list[tuple[KeptWay, list[_Timing]]]) -> KeptWay:
+    took = [min(timing.milliseconds() for timing in timings) for _, timings in found]
+    best = min(range(len(found)), key=took.__getitem__)
+    return found[best][0] if took[best] < WORTH * took[0] else None
 
 
 class _Timing:
@@ -177,13 +199,27 @@ def _product(key: Key) -> Product:
     return Product.of(rows, kind.outputs, kind.columns, torch.bfloat16)
 
 
+def _choice_of(key: Key, way: list[int] | str) -> Choice:
+    if isinstance(way, str):
+        return Choice(None, None, _tiles()[way])
+    return Choice(_product(key), Algorithm.of(way))
+
+
+def _tiles() -> dict[str, GatedTile]:
+    from octavo.kernels.triton.gated_linear import EVERY_TILE
+
+    return {f"{tile.rows}x{tile.outputs}x{tile.columns}": tile for tile in EVERY_TILE}
+
+
 def _text(key: Key) -> str:
     rows, kind = key
-    return f"{rows}x{kind.outputs}x{kind.columns}{'+' if kind.adds else ''}"
+    return " ".join(part for part in (f"{rows}x{kind.outputs}x{kind.columns}", kind.after) if part)
 
 
-def _is_algorithm(words: object) -> bool:
-    """Eight words, or None for torch's way."""
-    return words is None or (
-        isinstance(words, list) and len(words) == 8 and all(type(word) is int and 0 <= word < 1 << 64 for word in words)
+def _is_way(way: object) -> bool:
+    """Eight words, the name of a tile, or None for torch's way."""
+    if isinstance(way, str):
+        return way in _tiles()
+    return way is None or (
+        isinstance(way, list) and len(way) == 8 and all(type(word) is int and 0 <= word < 1 << 64 for word in way)
     )

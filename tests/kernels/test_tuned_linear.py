@@ -49,16 +49,28 @@ def test_choices_are_kept_and_only_what_is_new_is_timed(timed: list[Any], tmp_pa
     assert [path.name for path in kept.parent.iterdir()] == ["products.json"]
 
 
-def test_products_that_add_are_chosen_apart_and_for_many_rows(timed: list[Any], tmp_path: Path) -> None:
+def test_products_that_add_or_are_gated_are_chosen_apart(timed: list[Any], tmp_path: Path) -> None:
     weight = torch.zeros(8, 4)
     with matrices_seen() as seen:
         choice(17, weight)
-        note(weight, adds=True)
-    assert list(seen) == [Kind(8, 4), Kind(8, 4, adds=True)]
-    assert tune(seen, [17, 33], tmp_path / "products.json", many=20) == 3
-    assert timed == [(17, Kind(8, 4)), (33, Kind(8, 4)), (33, Kind(8, 4, adds=True))]
-    assert choice(33, weight, adds=True) is not None
-    assert choice(17, weight, adds=True) is None
+        note(weight, "+")
+        choice(17, weight, "gate")
+    adds, gated = Kind(8, 4, "+"), Kind(8, 4, "gate")
+    assert list(seen) == [Kind(8, 4), adds, gated]
+    assert tune(seen, [17, 33], tmp_path / "products.json", many=20) == 4
+    assert timed == [(17, Kind(8, 4)), (33, Kind(8, 4)), (33, adds), (17, gated)]
+    assert choice(33, weight, "+") is not None and choice(17, weight, "gate") is not None
+    assert choice(17, weight, "+") is None
+
+
+def test_tiles_of_our_own_are_kept_by_name(timed: list[Any], tmp_path: Path) -> None:
+    tiles = pytest.importorskip("octavo.kernels.triton.gated_linear", reason="they are Triton's").EVERY_TILE
+    kept, weight = tmp_path / "products.json", torch.zeros(8, 4)
+    kept.write_text('{"a card, cuBLASLt 1": {"17x8x4 gate": "64x256x64", "19x8x4 gate": "1x2x3"}}')
+    assert tune({Kind(8, 4, "gate"): [weight]}, [17, 19], kept, many=20) == 1
+    found = choice(17, weight, "gate")
+    assert found is not None and found.tile == tiles[1] and found.algorithm is None
+    assert timed == [(19, Kind(8, 4, "gate"))]
 
 
 @pytest.mark.parametrize(

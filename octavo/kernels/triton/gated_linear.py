@@ -74,6 +74,7 @@ TILES = (
     GatedTile(128, 128, 64, 5, 8, 26.2),
 )
 FEW_ROWS = GatedTile(64, 128, 128, 4, 4, 0.0)  # where reading W is all
+EVERY_TILE = (*TILES, FEW_ROWS)
 
 
 def choose_tile(rows: int, outputs: int, multiprocessors: int) -> GatedTile:
@@ -115,7 +116,7 @@ def gated_linear(
         return out
     processors = _multiprocessors(x.device)
     chosen = tile or choose_tile(rows, outputs, processors)
-    for use in (*TILES, FEW_ROWS) if warm_up.wants_every_variant() else (chosen,):
+    for use in EVERY_TILE if warm_up.wants_every_variant() else (chosen,):
         programs = min(processors, triton.cdiv(rows, use.rows) * triton.cdiv(outputs, use.outputs))
         gated_linear_kernel[(programs,)](
             TensorDescriptor.from_tensor(x, [use.rows, use.columns]),

@@ -1,7 +1,9 @@
 # mypy: allow-untyped-defs, allow-untyped-calls
 """Compile kernels side by side before they are first launched, instead of one after the other when they are.
 
-Triton's compiler spends its time in LLVM and ptxas, outside the interpreter lock.
+Triton's compiler spends its time in LLVM, ptxas and, for the stub that launches a kernel, a C compiler: all of it
+outside the interpreter lock. Stubs are made at a kernel's first launch if nothing asks for them before; with some fifty
+kernels that is most of a first start.
 """
 
 from __future__ import annotations
@@ -79,13 +81,17 @@ def recorded() -> Iterator[dict[Any, Launch]]:
 
 
 def compile_all(launches: Collection[Launch], workers: int = 16) -> None:
-    """Compile what the launches need, or find it in Triton's cache; the longest first, so that none is waited for."""
+    """Compile what the launches need, or find it in Triton's cache, and load it; the longest first, so that none is
+    waited for."""
     launches = sorted(launches, key=lambda launch: -len(launch.kernel.src))
     for launch in launches:
         _ = launch.kernel.cache_key  # reads the sources, which is not made for several threads
-    with ThreadPoolExecutor(workers, "octavo-compile") as pool:
-        jobs = [
-            pool.submit(launch.kernel.warmup, *launch.args, grid=launch.grid, **launch.kwargs) for launch in launches
-        ]
-        for job in jobs:
+    own_device = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_available() else (None, ())
+    with ThreadPoolExecutor(workers, "octavo-compile", *own_device) as pool:
+        for job in [pool.submit(_make_ready, launch) for launch in launches]:
             job.result()
+
+
+def _make_ready(launch: Launch) -> None:
+    compiled = launch.kernel.warmup(*launch.args, grid=launch.grid, **launch.kwargs)
+    _ = compiled.run  # makes its stub and loads it
