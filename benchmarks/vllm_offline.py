@@ -2,8 +2,8 @@
 
     python benchmarks/vllm_offline.py MODEL_FOLDER OUT.json REPEATS workload,workload [engine arguments as JSON]
 
-vLLM's defaults; random weights, greedy, EOS ignored, prefix cache emptied before each repeat. Of an even number of repeats
-the faster middle one counts here, and the slower in `gpu_check.py`.
+vLLM's defaults; random weights, greedy, EOS ignored, prefix cache emptied before each repeat. Of an even number of
+repeats the faster middle one counts here, and the slower in `gpu_check.py`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def main() -> None:
         for _ in range(int(repeats)):
             engine.reset_prefix_cache()
             rows.append(run(WORKLOADS[name]()))
-        record[name] = sorted(rows, key=lambda row: row["s"])[(len(rows) - 1) // 2] | {"all_s": [row["s"] for row in rows]}
+        median = sorted(rows, key=lambda row: row["s"])[(len(rows) - 1) // 2]
+        record[name] = median | {"all_s": [row["s"] for row in rows]}
         print(name, json.dumps(record[name]), flush=True)
     Path(out).write_text(json.dumps(record, indent=1))
 
