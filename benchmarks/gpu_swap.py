@@ -92,7 +92,8 @@ def main() -> int:
     found = measure(options.gib)
     print(json.dumps(found, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(environment() | found, indent=1) + "\n")
+        command = {"command": "python benchmarks/gpu_swap.py " + " ".join(sys.argv[1:])}
+        options.json.write_text(json.dumps(environment() | command | found, indent=1) + "\n")
     return 0 if found["ok"] else 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from collections.abc import Iterator
@@ -127,7 +126,6 @@ def test_closing_frees_memory_and_threads(folder: Path) -> None:
         llm.generate("x", GREEDY)
         cache = weakref.ref(llm._engine._runner._kv_caches[0][0])
         assert any(thread.name.startswith("octavo-runner") for thread in threading.enumerate())
-    gc.collect()
     assert cache() is None
     del llm
 
@@ -195,3 +193,16 @@ def test_damaged_models_are_named(folder: Path, tmp_path: Path) -> None:
     (wrong / "config.json").write_text(config)
     with pytest.raises(ModelFileError, match="has shape"):
         LLM(str(wrong))
+
+
+def test_a_closed_engine_holds_no_memory(tmp_path: Path) -> None:
+    """So that another one may be opened in the same process."""
+    llm = LLM(str(make_tiny_llama(tmp_path / "model")), device="cpu")
+    llm.generate("some text", SamplingParams(max_tokens=3), use_tqdm=False)
+    runner = llm._engine._runner
+    freed = [weakref.ref(runner), weakref.ref(runner._model)]
+    del runner
+    llm.close()
+    assert [ref() for ref in freed] == [None, None]
+    assert llm.stats().num_pages > 0
+    llm.close()

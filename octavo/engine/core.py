@@ -11,11 +11,24 @@ from octavo.engine.load import load
 from octavo.engine.phases import PhaseTimer, Progress
 from octavo.errors import InvalidRequestError, OctavoError
 from octavo.grammar.guide import GuideMaker, VocabularySource
+from octavo.plan import StepPlan
 from octavo.request import EngineRequest, EngineStats, Finished, StepOutputs
 from octavo.runner.runner import Pending, StepRunner
 from octavo.scheduler import Scheduler, SchedulerConfig
 
 _GRAMMAR_SECONDS = 0.002  # a turn's wait where there is nothing to do but to build a grammar
+
+
+class _NoRunner:
+    """In the place of a closed engine's, so that nothing holds the model and its pages."""
+
+    num_host_slots = 0
+
+    def launch(self, plan: StepPlan) -> Pending:
+        raise RuntimeError("This engine was closed.")
+
+    def close(self) -> None:
+        pass
 
 
 class Engine:
@@ -52,7 +65,7 @@ class Engine:
                 async_scheduling=config.scheduler.async_scheduling,
                 max_num_queued_reqs=config.scheduler.max_num_queued_reqs,
             ),
-            num_host_slots=lambda: loaded.runner.num_host_slots,
+            num_host_slots=lambda: self._runner.num_host_slots,
         )
         self._run_ahead = config.scheduler.async_scheduling
         self._in_flight: Pending | None = None
@@ -138,11 +151,12 @@ class Engine:
         self._scheduler.check()
 
     def close(self) -> None:
-        """Let the running step end, then free everything."""
+        """Let the running step end, then free everything: another engine may have the device's memory."""
         self._in_flight = None
         if self._grammars is not None:
             self._grammars.close()
         self._runner.close()
+        self._runner = _NoRunner()
 
     def __enter__(self) -> Engine:
         return self

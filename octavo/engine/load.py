@@ -69,6 +69,8 @@ def load(options: EngineConfig, timer: PhaseTimer) -> Loaded:
         kv_dtype = choose_kv_dtype(options, dtype, quantization, device)
         if options.model.load_format == "dummy":  # drawn where they are used: a large model in no time
             checkpoint = dataclasses.replace(checkpoint, weights=DummySource(options.model.seed, device, dtype))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # of an engine that was closed
         limits = StepLimits.of(options, device)
         page_size = options.cache.block_size or (64 if device.type == "cuda" else 16)
         weight_bytes = count_weight_bytes(config, quantization, dtype)

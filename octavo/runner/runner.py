@@ -105,6 +105,7 @@ class Runner:
         if self._thread is not None:
             self._thread.shutdown(wait=True)
         self._kv_caches, self._pages, self._host = [], [], []
+        self._graphs = None  # which refers to this runner
 
     def _run(self, plan: StepPlan) -> StepResult:
         """A step whose computation raises, fails its own requests: every row is reported in `failed`."""
