@@ -32,7 +32,7 @@ from octavo.kernels.rms_norm import add_rms_norm, add_rms_norm_e4m3
 from octavo.kernels.silu_and_mul import silu_and_mul, silu_and_mul_e4m3
 from octavo.kernels.triton.invariant_linear import invariant_linear
 from octavo.kernels.triton.warm_up import compile_all, recorded
-from octavo.kernels.tuned_fp8 import candidates
+from octavo.kernels.tuned_fp8 import LtAlgorithm, algorithms, candidates
 from tests.tiny_models import make_tiny_llama
 
 ROWS = [1, 16, 32, 64, 128, 256, 512, 1024, 8192]
@@ -78,7 +78,7 @@ def checks() -> dict[str, Any]:
         for rows in (1, 16, 33, 128, 1000):
             quantized = fp8.quantize_rows(torch.randn(rows, columns, device="cuda").bfloat16())
             exact = (quantized.values.double() @ weight.values.double().T) * quantized.scales * weight.scales.T
-            for way in candidates(rows, outputs, columns):
+            for way in every_way(rows, outputs, columns):
                 with skipped(products, name_of(way)):
                     y = multiply(quantized, (weight.values, weight.scales[:, 0].contiguous()), way)
                     products[name_of(way)] = max(products.get(name_of(way), 0.0), relative(y, exact))
@@ -103,9 +103,15 @@ def invariant(x: fp8.QuantizedRows, stored: Stored) -> torch.Tensor:
     return invariant_linear(x.values, stored[0], x_scales=x.scales, w_scales=stored[1], dtype=torch.bfloat16)
 
 
+def every_way(rows: int, outputs: int, columns: int) -> list[Any]:
+    return [*candidates(rows, outputs, columns), *algorithms(rows, (outputs, columns))]
+
+
 def name_of(way: Any) -> str:
     if isinstance(way, str):
         return way
+    if isinstance(way, LtAlgorithm):
+        return "algorithm " + "-".join(f"{word:x}" for word in way.words if word)
     return f"own {way.block_n}x{way.block_k} split {way.split} stages {way.stages} warps {way.warps}"
 
 
@@ -150,7 +156,7 @@ def one_product(rows: int, plain: list[torch.Tensor], stored: list[Stored] | Non
         return entry
     quantized, one = fp8.quantize_rows(x), torch.ones((), device="cuda")
     calls: dict[str, Callable[[Stored], Any]] = {
-        name_of(way): functools.partial(multiply_swapped, quantized, way) for way in candidates(rows, outputs, columns)
+        name_of(way): functools.partial(multiply_swapped, quantized, way) for way in every_way(rows, outputs, columns)
     }
     calls["row-wise, slow accumulation"] = lambda s: scaled(quantized, s[0], quantized.scales, s[1][None], False)
     calls["tensor-wise, unscaled"] = lambda s: scaled(quantized, s[0], one, one, True)
@@ -159,7 +165,7 @@ def one_product(rows: int, plain: list[torch.Tensor], stored: list[Stored] | Non
     for name, call in calls.items():
         with skipped(entry, name):
             entry[name] = graph_us(call, stored)
-    times = {name_of(way): entry[name_of(way)] for way in candidates(rows, outputs, columns)}
+    times = {name_of(way): entry[name_of(way)] for way in every_way(rows, outputs, columns)}
     best = min((took, name) for name, took in times.items() if isinstance(took, float))
     return entry | {"best": best[1], "best_us": best[0], "TBps": outputs * columns / best[0] / 1e6}
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-_COMPUTE_32F, _R_32F, _R_16BF, _R_16F = 68, 0, 14, 2
-_TRANSA, _WORKSPACE, _OP_T = 3, 1, 1
-_TYPES = {torch.bfloat16: _R_16BF, torch.float16: _R_16F}
+_COMPUTE_32F, _R_32F, _R_16BF, _R_16F, _R_8F_E4M3 = 68, 0, 14, 2, 28
+_WORKSPACE, _OP_T, _OUTER_VECTOR = 1, 1, 3
+_TRANSA, _SCALE_A, _SCALE_B, _FAST_ACCUMULATION, _MODE_A, _MODE_B = 3, 17, 18, 25, 31, 32  # of a product's description
+_TYPES = {torch.bfloat16: _R_16BF, torch.float16: _R_16F, torch.float8_e4m3fn: _R_8F_E4M3}
 WORKSPACE_BYTES = 32 << 20
 
 
@@ -84,7 +86,8 @@ def _layout(kind: int, rows: int, columns: int, stride: int) -> ctypes.c_void_p:
 class Product:
     """x Wᵀ for x [M, K] and W [N, K], both with contiguous rows: descriptors, made once (never freed, some 100 bytes).
 
-    cuBLAS counts columns first: to it, W is [K, N] transposed, x is [K, M], and the result is [N, M].
+    Two of e4m3 have a scale for each row, and a product in bfloat16. cuBLAS counts columns first: to it, W is [K, N]
+    transposed, x is [K, M], and the result is [N, M].
     """
 
     description: ctypes.c_void_p
@@ -97,15 +100,13 @@ class Product:
         kind = _TYPES[dtype]
         description = ctypes.c_void_p()
         _call("cublasLtMatmulDescCreate", ctypes.byref(description), _COMPUTE_32F, _R_32F)
-        transposed = ctypes.c_int32(_OP_T)
-        _call(
-            "cublasLtMatmulDescSetAttribute",
-            description,
-            _TRANSA,
-            ctypes.byref(transposed),
-            ctypes.c_size_t(ctypes.sizeof(transposed)),
-        )
-        return Product(description, _layout(kind, k, n, k), _layout(kind, k, m, k), _layout(kind, n, m, n))
+        _describe(description, _TRANSA, ctypes.c_int32(_OP_T))
+        if kind == _R_8F_E4M3:
+            _describe(description, _FAST_ACCUMULATION, ctypes.c_int8(1))
+            _describe(description, _MODE_A, ctypes.c_int32(_OUTER_VECTOR))
+            _describe(description, _MODE_B, ctypes.c_int32(_OUTER_VECTOR))
+        out = _R_16BF if kind == _R_8F_E4M3 else kind
+        return Product(description, _layout(kind, k, n, k), _layout(kind, k, m, k), _layout(out, n, m, n))
 
     def algorithms(self, most: int) -> list[Algorithm]:
         """What the heuristics think of, the best first."""
@@ -125,10 +126,17 @@ class Product:
         _call("cublasLtMatmulPreferenceDestroy", preference)
         return [found[i] for i in range(count.value) if found[i].state == 0]
 
+    def scale(self, x_scales: torch.Tensor, w_scales: torch.Tensor) -> None:
+        """What the next `run` of e4m3 multiplies by: float32, contiguous, one for each row of x and of W."""
+        _describe(self.description, _SCALE_A, ctypes.c_void_p(w_scales.data_ptr()))
+        _describe(self.description, _SCALE_B, ctypes.c_void_p(x_scales.data_ptr()))
+
     def run(
         self, x: torch.Tensor, weight: torch.Tensor, algorithm: Algorithm, out: torch.Tensor, *, adds: bool = False
     ) -> None:
         """Write x Wᵀ to `out` [M, N] on the current stream, or add it to what is there.
+
+        Of e4m3, after `scale`.
 
         Raises:
             CublasLtError: the algorithm cannot do it.
@@ -153,6 +161,16 @@ class Product:
             ctypes.c_size_t(WORKSPACE_BYTES),
             ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream),
         )
+
+
+def _describe(description: ctypes.c_void_p, attribute: int, value: Any) -> None:
+    _call(
+        "cublasLtMatmulDescSetAttribute",
+        description,
+        attribute,
+        ctypes.byref(value),
+        ctypes.c_size_t(ctypes.sizeof(value)),
+    )
 
 
 _ONE, _ZERO = ctypes.c_float(1.0), ctypes.c_float(0.0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from octavo.kernels import tuned_fp8
-from octavo.kernels.tuned_fp8 import Stored, Way
+from octavo.kernels.tuned_fp8 import LtAlgorithm, Stored, Way, multiply_by
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.skinny_linear import SplitSpace
@@ -92,6 +92,9 @@ def fp8_linear(
             x.values, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16, use_fast_accum=True
         )
         return scale_product(y, x.scales, scale, bias).to(dtype)
+    if isinstance(use, LtAlgorithm):
+        y = multiply_by(use, x.values, x.scales, Stored(weight, scale, dtype))
+        return (y if bias is None else y + bias).to(dtype)
     from octavo.kernels.triton.launch import use_pdl
     from octavo.kernels.triton.skinny_fp8 import skinny_fp8
 

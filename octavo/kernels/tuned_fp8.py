@@ -1,7 +1,9 @@
 """Which of several ways multiplies so many e4m3 rows by such a matrix: timed when the engine starts.
 
 Which is the fastest differs by rows and shape: cuBLAS with a scale for each row, cuBLAS without scales and a small
-kernel that applies them, or our own kernel for few rows (benchmarks/gpu_fp8.py prints all of them).
+kernel that applies them, our own kernel for few rows (benchmarks/gpu_fp8.py prints all of them), or one of cuBLASLt's
+algorithms that is not its heuristics' first. An algorithm is used for the very number of rows it was timed with; what
+it computes there must agree with what cuBLAS does by itself.
 """
 
 from __future__ import annotations
@@ -9,24 +11,26 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
-from octavo.kernels import kept_choices
+from octavo.kernels import cublaslt, kept_choices
+from octavo.kernels.cublaslt import Algorithm, CublasLtError, Product
 from octavo.kernels.kept_choices import card
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.skinny_linear import Tuning
 
-    Way = Literal["row-wise", "tensor-wise"] | Tuning
-else:
-    Way = object
-
-CALLS = 8  # a timing, over as many matrices of the shape as there are
+CALLS = 4  # a timing, over as many matrices of the shape as there are
 ROUNDS = 3  # of which each way's best counts: one alone is often disturbed
+ALGORITHMS = 6  # of cuBLASLt's that are tried
+FEW = 16  # up to so many rows none is
+WORTH = 0.97  # an algorithm takes at most this share of the time of the best other way
+AGREES = 0.02  # of the largest value
 LARGEST = 1024  # more rows are always multiplied row by row: applying scales apart would move too much memory
 _AHEAD_CYCLES = 400_000  # the device waits so long for the host to queue a timing's calls: about 200 µs
 
@@ -41,11 +45,25 @@ class Stored(NamedTuple):
     dtype: torch.dtype
 
 
+class LtAlgorithm(NamedTuple):
+    """One of cuBLASLt's algorithms, with a scale for each row, as the eight words that it is kept as."""
+
+    words: tuple[int, ...]
+
+
+if TYPE_CHECKING:
+    Way = Literal["row-wise", "tensor-wise"] | Tuning | LtAlgorithm
+else:
+    Way = object
+
 Matrices = dict[Shape, list[Stored]]
+Key = tuple[int, Shape]  # rows and shape
+Event = tuple[torch.cuda.Event, torch.cuda.Event]
 Multiply = Callable[[torch.Tensor, torch.Tensor, Stored, Way], torch.Tensor]
 """x [M, K], its scales [M, 1], what it is multiplied by, way → [M, N]."""
 
-_chosen: dict[Shape, tuple[list[int], list[Way]]] = {}  # numbers of rows in order, and what is best for each
+_chosen: dict[Shape, tuple[list[int], list[Way]]] = {}  # numbers of rows in order, and what is best up to each
+_exact: dict[Key, LtAlgorithm] = {}  # what is better still, for this number of rows
 _seen: Matrices | None = None
 
 
@@ -53,6 +71,8 @@ def candidates(rows: int, outputs: int, columns: int) -> list[Way]:
     """The ways that are worth a try; the first is right for any shape."""
     from octavo.kernels.triton.skinny_linear import Tuning
 
+    if rows > LARGEST:
+        return ["row-wise"]
     ways: list[Way] = ["row-wise", "tensor-wise"]
     if rows > 128 or outputs % 64 or columns % 256:
         return ways
@@ -69,10 +89,13 @@ def candidates(rows: int, outputs: int, columns: int) -> list[Way]:
 
 
 def choice(rows: int, stored: Stored) -> Way | None:
-    """What was the fastest for the next larger number of rows that was timed; None if none was."""
+    """What was the fastest for so many rows, or for the next larger number that was timed; None if none was."""
     shape = stored.weight.shape[0], stored.weight.shape[1]
     if _seen is not None:
         _seen.setdefault(shape, []).append(stored)
+    exact = _exact.get((rows, shape))
+    if exact is not None:
+        return exact
     sizes, ways = _chosen.get(shape, ((), ()))
     at = bisect.bisect_left(sizes, rows)
     return ways[at] if at < len(sizes) else None
@@ -90,56 +113,114 @@ def fp8_matrices_seen() -> Iterator[Matrices]:
         _seen = None
 
 
+def multiply_by(way: LtAlgorithm, x: torch.Tensor, x_scales: torch.Tensor, stored: Stored) -> torch.Tensor:
+    """x float8_e4m3fn [M, K], its scales float32 [M, 1], both contiguous → bfloat16 [M, N].
+
+    Raises:
+        CublasLtError: the algorithm cannot do it.
+    """
+    outputs, columns = stored.weight.shape
+    product = _product(len(x), outputs, columns)
+    y = torch.empty(len(x), outputs, dtype=torch.bfloat16, device=x.device)
+    product.scale(x_scales, stored.scales)
+    product.run(x, stored.weight, Algorithm.of(list(way.words)), y)
+    return y
+
+
+@functools.cache
+def _product(rows: int, outputs: int, columns: int) -> Product:
+    return Product.of(rows, outputs, columns, torch.float8_e4m3fn)
+
+
+def algorithms(rows: int, shape: Shape) -> list[LtAlgorithm]:
+    """What cuBLASLt's heuristics think of; nothing where it has no such products."""
+    try:
+        found = _product(rows, *shape).algorithms(ALGORITHMS) if rows > FEW else []
+    except CublasLtError:
+        return []
+    return [LtAlgorithm(tuple(int(word) for word in algorithm.algo)) for algorithm in found]
+
+
 def tune_fp8(matrices: Matrices, sizes: Sequence[int], multiply: Multiply, kept: Path | None = None) -> int:
-    """Choose for every number of rows up to 1,024 and every shape of matrix. Returns how many products were timed.
+    """Choose for every number of rows and every shape of matrix. Returns how many products were timed.
 
     Args:
         kept: a file of earlier choices, read first and then written; what it lacks is timed.
     """
     _chosen.clear()
-    keys = [(rows, shape) for shape in matrices for rows in sorted(sizes) if rows <= LARGEST]
+    _exact.clear()
+    keys = [(rows, shape) for shape in matrices for rows in sorted(sizes)]
     if not keys:
         return 0
-    name = f"{card(next(iter(matrices.values()))[0].weight.device)}, e4m3"
+    name = f"{card(next(iter(matrices.values()))[0].weight.device)}, e4m3, cuBLASLt {cublaslt.version()}"
     stored = kept_choices.read(kept, name)
-    known = {(rows, shape): _read_way(stored.get(_text(rows, shape)), rows, shape) for rows, shape in keys}
+    known = {key: _read_ways(stored.get(_text(*key)), *key) for key in keys}
     missing = [key for key in keys if known[key] is None]
-    used = {key: candidates(key[0], *key[1]) if way is None else [way] for key, way in known.items()}
+    used = {key: candidates(key[0], *key[1]) if ways is None else ways[:1] for key, ways in known.items()}
     _load(matrices, used, multiply)
     timed = _time_all(matrices, missing, multiply)
     if timed:
-        kept_choices.write(kept, name, {_text(*key): _written_way(way) for key, way in timed.items()})
+        kept_choices.write(kept, name, {_text(*key): [_written(way) for way in ways] for key, ways in timed.items()})
     for rows, shape in keys:
-        known_sizes, ways = _chosen.setdefault(shape, ([], []))
+        ways = timed.get((rows, shape)) or known[rows, shape] or ["row-wise"]
+        known_sizes, best = _chosen.setdefault(shape, ([], []))
         known_sizes.append(rows)
-        way = timed.get((rows, shape), known[rows, shape])
-        ways.append(way if way is not None else "row-wise")
+        best.append(ways[0])
+        if len(ways) > 1 and isinstance(ways[1], LtAlgorithm):
+            _exact[rows, shape] = ways[1]
     return len(missing)
 
 
-def _time_all(
-    matrices: Matrices, keys: Sequence[tuple[int, Shape]], multiply: Multiply
-) -> dict[tuple[int, Shape], Way]:
-    """The fastest way of each key. Queues everything and waits once."""
-    timings = [
-        ((rows, shape), _queue(rows, matrices[shape][:CALLS], multiply)) for _ in range(ROUNDS) for rows, shape in keys
-    ]
+def _time_all(matrices: Matrices, keys: Sequence[Key], multiply: Multiply) -> dict[Key, list[Way]]:
+    """The fastest way of each key, and behind it the algorithm that is faster still, if one is. Queues everything and
+    waits once."""
+    timings = {(rows, shape): _queue(rows, matrices[shape][:CALLS], multiply) for rows, shape in keys}
     torch.cuda.synchronize()
-    best: dict[tuple[int, Shape], tuple[float, Way]] = {}
-    for key, found in timings:
-        for way, (start, end) in found:
-            took = float(start.elapsed_time(end))
-            if key not in best or took < best[key][0]:
-                best[key] = took, way
-    return {key: way for key, (_, way) in best.items()}
+    return {key: _fastest(found) for key, found in timings.items()}
+
+
+class _Timed(NamedTuple):
+    """A way's rounds; `off`: how far its product is from cuBLAS's own, as a share of the largest value."""
+
+    way: Way
+    rounds: list[Event]
+    off: torch.Tensor
+
+    @property
+    def milliseconds(self) -> float:
+        return min(float(start.elapsed_time(end)) for start, end in self.rounds)
+
+
+def _fastest(found: Sequence[_Timed]) -> list[Way]:
+    usual = min((each for each in found if not isinstance(each.way, LtAlgorithm)), key=lambda each: each.milliseconds)
+    right = [each for each in found if isinstance(each.way, LtAlgorithm) and float(each.off) < AGREES]
+    better = min(right, key=lambda each: each.milliseconds, default=usual)
+    return [usual.way, better.way] if better.milliseconds < WORTH * usual.milliseconds else [usual.way]
+
+
+def _read_ways(kept: object, rows: int, shape: Shape) -> list[Way] | None:
+    """Ways as they are kept; None for what was not written here."""
+    if not isinstance(kept, list) or len(kept) not in (1, 2):
+        return None
+    first = _read_way(kept[0], rows, shape)
+    if first is None:
+        return None
+    if len(kept) == 1:
+        return [first]
+    words = kept[1]
+    if not isinstance(words, list) or len(words) != 8 or any(type(w) is not int or not 0 <= w < 1 << 64 for w in words):
+        return None
+    return [first, LtAlgorithm(tuple(words))]
 
 
 def _read_way(kept: object, rows: int, shape: Shape) -> Way | None:
     """A way as it is kept; None for what is none of the candidates."""
-    return next((way for way in candidates(rows, *shape) if _written_way(way) == kept), None)
+    return next((way for way in candidates(rows, *shape) if _written(way) == kept), None)
 
 
-def _written_way(way: Way) -> str | list[int]:
+def _written(way: Way) -> str | list[int]:
+    if isinstance(way, LtAlgorithm):
+        return list(way.words)
     return way if isinstance(way, str) else list(dataclasses.astuple(way))
 
 
@@ -149,14 +230,15 @@ def _text(rows: int, shape: Shape) -> str:
 
 def chosen() -> dict[str, str]:
     """What was chosen, for people: "rows x outputs x columns" → way."""
-    return {
-        _text(rows, shape): way if isinstance(way, str) else repr(way)
-        for shape, (sizes, ways) in _chosen.items()
-        for rows, way in zip(sizes, ways, strict=True)
-    }
+    found: dict[str, str] = {}
+    for shape, (sizes, ways) in _chosen.items():
+        for rows, usual in zip(sizes, ways, strict=True):
+            way: Way = _exact.get((rows, shape), usual)
+            found[_text(rows, shape)] = way if isinstance(way, str) else repr(way)
+    return found
 
 
-def _load(matrices: Matrices, used: Mapping[tuple[int, Shape], Sequence[Way]], multiply: Multiply) -> None:
+def _load(matrices: Matrices, used: Mapping[Key, Sequence[Way]], multiply: Multiply) -> None:
     """Compile what is to be launched, side by side, and launch it once: within a graph's capture it must be there."""
     from octavo.kernels.triton.warm_up import compile_all, recorded
 
@@ -175,22 +257,25 @@ def _load(matrices: Matrices, used: Mapping[tuple[int, Shape], Sequence[Way]], m
     launch()
 
 
-def _queue(
-    rows: int, matrices: Sequence[Stored], multiply: Multiply
-) -> list[tuple[Way, tuple[torch.cuda.Event, torch.cuda.Event]]]:
-    """Queue each way's calls between two events."""
+def _queue(rows: int, matrices: Sequence[Stored], multiply: Multiply) -> list[_Timed]:
+    """Queue each way's calls between events."""
     outputs, columns = matrices[0].weight.shape
     x, x_scales = _rows(rows, columns, matrices[0].weight.device)
-    found: list[tuple[Way, tuple[torch.cuda.Event, torch.cuda.Event]]] = []
-    for way in candidates(rows, outputs, columns):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(_AHEAD_CYCLES)
-        multiply(x, x_scales, matrices[-1], way)
-        start.record()
-        for i in range(CALLS):
-            multiply(x, x_scales, matrices[i % len(matrices)], way)
-        end.record()
-        found.append((way, (start, end)))
+    expected = multiply(x, x_scales, matrices[-1], "row-wise")
+    found: list[_Timed] = []
+    for way in [*candidates(rows, outputs, columns), *algorithms(rows, (outputs, columns))]:
+        with contextlib.suppress(CublasLtError):
+            torch.cuda._sleep(_AHEAD_CYCLES)
+            y = multiply(x, x_scales, matrices[-1], way)
+            rounds: list[Event] = []
+            for _ in range(ROUNDS):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                for i in range(CALLS):
+                    multiply(x, x_scales, matrices[i % len(matrices)], way)
+                end.record()
+                rounds.append((start, end))
+            found.append(_Timed(way, rounds, (y - expected).abs().max() / expected.abs().max()))
     return found
 
 

@@ -201,7 +201,7 @@ class CudaRunner:
             full = max(self._shape.max_num_batched_tokens, sizes[-1])  # steps of prompts have as many tokens as may be
             count = tune(matrices, [size for size in [*sizes, full] if size > FEW], self._kept, many=MANY)
             with torch.inference_mode():
-                count += tune_products(fp8_matrices, sizes, self._kept)
+                count += tune_products(fp8_matrices, [*sizes, full] if full > sizes[-1] else sizes, self._kept)
             logger.info("%d products timed", count)
         with phase("capture graphs") as report:
             self._capture(sizes, report)

@@ -11,7 +11,7 @@ import torch
 
 from octavo.kernels import tuned_fp8, tuned_linear
 from octavo.kernels.cublaslt import Product
-from octavo.kernels.tuned_fp8 import Stored
+from octavo.kernels.tuned_fp8 import LtAlgorithm, Stored
 from octavo.kernels.tuned_linear import Kind, choice, forget, matrices_seen, note, tune
 
 WORDS = [1, 2, 3, 4, 5, 6, 7, (1 << 64) - 1]
@@ -90,36 +90,87 @@ def test_a_folder_that_cannot_be_written_costs_only_the_keeping(timed: list[Any]
 
 
 class Fp8:
-    """Stands in for the device: the last candidate is always the fastest."""
+    """Stands in for the device: the last candidate is always the fastest, but for an algorithm at 512 rows."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.loaded: list[Any] = []
         self.timed: list[Any] = []
         monkeypatch.setattr(tuned_fp8, "card", lambda device: "a card")
+        monkeypatch.setattr(tuned_fp8.cublaslt, "version", lambda: 1)
         monkeypatch.setattr(tuned_fp8, "_load", lambda matrices, used, multiply: self.loaded.append(used))
         monkeypatch.setattr(tuned_fp8, "_time_all", self.time_all)
         self.matrices = {(64, 256): [Stored(torch.zeros(64, 256), torch.ones(64), torch.bfloat16)]}
 
     def time_all(self, matrices: Any, keys: Any, multiply: Any) -> dict[Any, Any]:
         self.timed.extend(keys)
-        return {key: tuned_fp8.candidates(key[0], *key[1])[-1] for key in keys}
+        algorithm = [LtAlgorithm(tuple(WORDS))]
+        return {key: tuned_fp8.candidates(key[0], *key[1])[-1:] + algorithm * (key[0] == 512) for key in keys}
 
     def tune(self, sizes: list[int], kept: Path) -> int:
         return tuned_fp8.tune_fp8(self.matrices, sizes, lambda x, scales, stored, way: x, kept)
 
 
-def test_ways_of_fp8_products_are_kept_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def fp8(monkeypatch: pytest.MonkeyPatch) -> Any:
     pytest.importorskip("triton", reason="ways of our own are Triton kernels")
-    kept, fp8 = tmp_path / "products.json", Fp8(monkeypatch)
-    assert fp8.tune([1, 256, 4096], kept) == 2
-    first = tuned_fp8.chosen()
-    assert first == {"1x64x256": repr(tuned_fp8.candidates(1, 64, 256)[-1]), "256x64x256": "tensor-wise"}
-    assert fp8.tune([1, 256], kept) == 0
-    assert tuned_fp8.chosen() == first
-    assert fp8.loaded[1] == {(1, (64, 256)): [tuned_fp8.candidates(1, 64, 256)[-1]], (256, (64, 256)): ["tensor-wise"]}
-    content = json.loads(kept.read_text())
-    content["a card, e4m3"]["1x64x256"] = [64, 64, 64, 64, 64, 64]  # no candidate
-    kept.write_text(json.dumps(content))
-    assert fp8.tune([1, 256], kept) == 1
-    assert tuned_fp8.chosen() == first
+    yield Fp8(monkeypatch)
     tuned_fp8._chosen.clear()
+    tuned_fp8._exact.clear()
+
+
+def test_ways_of_fp8_products_are_kept_too(fp8: Fp8, tmp_path: Path) -> None:
+    kept = tmp_path / "products.json"
+    assert fp8.tune([1, 256, 4096], kept) == 3
+    first = tuned_fp8.chosen()
+    own = tuned_fp8.candidates(1, 64, 256)[-1]
+    assert first == {"1x64x256": repr(own), "256x64x256": "tensor-wise", "4096x64x256": "row-wise"}
+    assert fp8.tune([1, 256], kept) == 0
+    assert tuned_fp8.chosen() == {name: first[name] for name in ("1x64x256", "256x64x256")}
+    assert fp8.loaded[1] == {(1, (64, 256)): [own], (256, (64, 256)): ["tensor-wise"]}
+
+
+@pytest.mark.parametrize("broken", [[[64] * 6], "row-wise", [], ["row-wise", [1] * 7], ["row-wise", "1"], [None]])
+def test_a_way_that_was_not_written_here_is_timed_anew(broken: Any, fp8: Fp8, tmp_path: Path) -> None:
+    kept = tmp_path / "products.json"
+    kept.write_text(json.dumps({"a card, e4m3, cuBLASLt 1": {"256x64x256": broken}}))
+    assert fp8.tune([256], kept) == 1
+    assert tuned_fp8.chosen() == {"256x64x256": "tensor-wise"}
+
+
+def test_an_algorithm_serves_only_the_rows_it_was_timed_with(fp8: Fp8, tmp_path: Path) -> None:
+    stored = fp8.matrices[64, 256][0]
+    for _ in range(2):  # timed, then read
+        fp8.tune([512, 1024], tmp_path / "products.json")
+        assert tuned_fp8.choice(512, stored) == LtAlgorithm(tuple(WORDS))
+        assert [tuned_fp8.choice(rows, stored) for rows in (511, 513, 1024)] == ["tensor-wise"] * 3
+        assert tuned_fp8.choice(1025, stored) is None
+    assert fp8.timed == [(512, (64, 256)), (1024, (64, 256))]
+
+
+class Took:
+    """An event, by the time it is passed."""
+
+    def __init__(self, at: float):
+        self.at = at
+
+    def elapsed_time(self, other: Took) -> float:
+        return other.at - self.at
+
+
+def timed_way(way: Any, milliseconds: list[float], off: float = 0.0) -> Any:
+    return tuned_fp8._Timed(way, [(Took(0.0), Took(took)) for took in milliseconds], torch.tensor(off))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("took", "off", "taken"),
+    [
+        ([1.0, 0.9], 0.001, True),
+        ([0.99, 0.99], 0.001, False),
+        ([0.5, 0.5], 0.5, False),
+        ([0.5, 0.5], float("nan"), False),
+    ],
+)
+def test_an_algorithm_has_to_be_faster_and_right(took: list[float], off: float, taken: bool) -> None:
+    algorithm = LtAlgorithm((1,) * 8)
+    found = [timed_way("row-wise", [3.0, 1.0]), timed_way("tensor-wise", [1.1, 1.2]), timed_way(algorithm, took, off)]
+    assert tuned_fp8._fastest(found) == ["row-wise", algorithm][: 1 + taken]
