@@ -89,7 +89,7 @@ class StepPlan:
     Attributes:
         step: counts from 0.
         rows, query_lens, context_lens: [R]; row r computes tokens [context, context + query) of its sequence.
-            Rows with query_len 1 (decodes) come first.
+            Rows with query_len 1 (decodes) come first, of the others those without context last.
         sample: [R]; whether the row's last token yields a sample (it is the last known one).
         from_host: [R]; the row's ids are in `token_ids`. Otherwise query_len is 1 and the id is the one sampled
             last in that row, which may be known on the device only.

@@ -36,10 +36,11 @@ def attend(
     metadata: AttentionMetadata,
     scale: float,
     kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    qkv: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """q [T, num_heads, head_dim] → the same shape; see `octavo.kernels.paged_attention`.
 
-    Pages of e4m3, which have `kv_scales`, are served on a GPU only.
+    Pages of e4m3, which have `kv_scales`, are served on a GPU only. What q came from is not needed here.
     """
     return paged_attention(
         q, k_cache, v_cache, metadata.block_table, metadata.query_start_loc, metadata.seq_lens, scale
@@ -53,6 +54,7 @@ def attend_alone(
     metadata: AttentionMetadata,
     scale: float,
     kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    qkv: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `attend`, with every token computed as if it were decoded: a prompt's come out the same, to the bit."""
     if metadata.max_query_len <= 1:

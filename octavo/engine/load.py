@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from octavo.attention import attend, attend_alone
-from octavo.attention.fa3 import choose_fa3
+from octavo.attention.fa3 import choose_fa3, choose_fa3_fresh
 from octavo.config import EngineConfig
 from octavo.engine.info import EngineInfo
 from octavo.engine.phases import PhaseTimer
@@ -308,15 +308,13 @@ def _build_runner(
 
     kv_caches = [(pages(), pages()) for _ in range(config.num_hidden_layers)]
     table = cos_sin_table(config.rope, config.head_dim, memory.max_model_len, config.max_position_embeddings)
-    fa3 = choose_fa3(
-        choose_backend(options),
-        device,
-        kv_dtype,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        page_size=page_size,
-    )
+    backend = choose_backend(options)
+    heads = {
+        "num_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+    }
+    fa3 = choose_fa3(backend, device, kv_dtype, page_size=page_size, **heads)
     if device.type == "cuda":
         from octavo.runner.cuda import CudaRunner
         from octavo.runner.step_buffers import DeviceShape
@@ -339,6 +337,7 @@ def _build_runner(
             sizes,
             graphs=not options.device.enforce_eager,
             fa3=fa3,
+            fresh=choose_fa3_fresh(backend, device, **heads),
             kept=cache_folder().parent / "products.json",
             share=options.device.shared_prefix_attention,
             num_host_slots=memory.num_host_slots,

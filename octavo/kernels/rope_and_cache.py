@@ -18,6 +18,8 @@ def rope_and_cache(
     num_kv_heads: int,
     head_dim: int,
     kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    *,
+    keep_keys: bool = False,
 ) -> torch.Tensor:
     """Rotate, write k and v, return q.
 
@@ -28,6 +30,7 @@ def rope_and_cache(
         slot_mapping: int64 [T], page * page_size + offset; -1 writes nothing.
         k_cache, v_cache: [num_pages, num_kv_heads, page_size, head_dim], of any float type.
         kv_scales: on a GPU, with pages of e4m3, float32 [num_kv_heads] each: key = stored * scale.
+        keep_keys: rotated keys overwrite those in `qkv` too.
 
     Returns:
         q, rotated: [T, num_heads, head_dim].
@@ -46,9 +49,10 @@ def rope_and_cache(
             head_dim,
             k_scale=k_scale,
             v_scale=v_scale,
+            keep_keys=keep_keys,
             pdl=use_pdl(qkv.device),
         )
-    if native.usable(qkv, cos_sin) and native.usable_caches(k_cache, v_cache):
+    if native.usable(qkv, cos_sin) and native.usable_caches(k_cache, v_cache) and not keep_keys:
         return native.rope_and_cache(
             qkv, cos_sin, positions, slot_mapping, k_cache, v_cache, num_heads, num_kv_heads, head_dim
         )
@@ -58,6 +62,8 @@ def rope_and_cache(
     cos, sin = cos_sin[positions.long()][:, None].to(qkv.dtype).chunk(2, dim=-1)
     first, second = turned.chunk(2, dim=-1)
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    if keep_keys:
+        heads[:, num_heads : num_heads + num_kv_heads] = turned[:, num_heads:]
     written = slot_mapping >= 0
     slots = slot_mapping[written]
     k_cache[slots // page_size, :, slots % page_size] = turned[written, num_heads:].to(k_cache.dtype)

@@ -48,8 +48,9 @@ class Attention:
         """x, residual [T, hidden] → as `Linear.add`, of the wanted tokens [S] if some are named."""
         k_cache, v_cache = batch.kv_caches[self.index]
         scales = self.kv_scales if k_cache.dtype == torch.float8_e4m3fn else None
+        qkv = self.qkv(x)
         q = rope_and_cache(
-            self.qkv(x),
+            qkv,
             batch.cos_sin,
             batch.metadata.positions,
             batch.metadata.slot_mapping,
@@ -59,8 +60,9 @@ class Attention:
             self.num_kv_heads,
             self.head_dim,
             scales,
+            keep_keys=batch.keep_keys,
         )
-        attended = batch.attend(q, k_cache, v_cache, batch.metadata, self.scale, scales)
+        attended = batch.attend(q, k_cache, v_cache, batch.metadata, self.scale, scales, qkv)
         attended = attended.view(q.shape[0], self.num_heads * self.head_dim)
         if wanted is not None:
             attended, residual = attended[wanted], residual[wanted]

@@ -12,7 +12,10 @@ from octavo.attention import AttentionMetadata
 KVScales = tuple[torch.Tensor, torch.Tensor]
 """Of pages of e4m3, float32 [num_kv_heads] each: key = stored * first, value = stored * second."""
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionMetadata, float, KVScales | None], torch.Tensor]
+Attend = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, AttentionMetadata, float, KVScales | None, torch.Tensor], torch.Tensor
+]
+"""As `octavo.attention.attend`; last comes what the step's own queries, keys and values were made as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class ForwardBatch:
         attend: the attention backend.
         wanted: integers [S], the tokens whose hidden states will be read; None means all. What the last layer would
             compute for the others beyond their keys and values is left out.
+        keep_keys: `attend` reads some keys where they were made, so they are to be rotated there too.
     """
 
     token_ids: torch.Tensor
@@ -35,3 +39,4 @@ class ForwardBatch:
     kv_caches: Sequence[tuple[torch.Tensor, torch.Tensor]]
     attend: Attend
     wanted: torch.Tensor | None = None
+    keep_keys: bool = False

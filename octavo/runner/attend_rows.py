@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from octavo.attention import AttentionMetadata
 from octavo.kernels.triton.invariant_attention import InvariantAttention
 from octavo.kernels.triton.paged_extend import PagedExtend
 from octavo.layers.batch import Attend, KVScales
+from octavo.plan import Int32Array
 
 AttendRows = Callable[..., None]
 """(q, keys, values, scale, out, and of e4m3 pages k_scale and v_scale): writes `out` for its rows."""
+AttendFresh = Callable[[torch.Tensor, torch.Tensor, float, torch.Tensor], None]
+"""(q, qkv with rotated keys, scale, out): writes `out` for rows whose keys are all of this step."""
 
 
-def attention_of(*parts: AttendRows | None) -> Attend:
+def fresh_from(query_lens: Int32Array, context_lens: Int32Array) -> int:
+    """The first of a step's rows from which on all have several tokens and no context."""
+    other = np.flatnonzero((query_lens == 1) | (context_lens > 0))
+    return int(other[-1]) + 1 if len(other) else 0
+
+
+def attention_of(*parts: AttendRows | None, fresh: AttendFresh | None = None) -> Attend:
     """A layer's attention from what attends for some of the rows each."""
 
     def attend(
@@ -25,12 +35,15 @@ def attention_of(*parts: AttendRows | None) -> Attend:
         _: AttentionMetadata,
         scale: float,
         kv_scales: KVScales | None,
+        qkv: torch.Tensor,
     ) -> torch.Tensor:
         out = torch.empty_like(q)
         pages = {} if kv_scales is None else {"k_scale": kv_scales[0], "v_scale": kv_scales[1]}
         for part in parts:
             if part is not None:
                 part(q, keys, values, scale, out, **pages)
+        if fresh is not None:
+            fresh(q, qkv, scale, out)
         return out
 
     return attend

@@ -7,17 +7,17 @@ pinned copy one step later. In the steady state nothing waits for the device but
 from __future__ import annotations
 
 import bisect
+import itertools
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from octavo.attention import AttentionMetadata
-from octavo.attention.fa3 import Fa3Extend
+from octavo.attention.fa3 import Fa3Extend, Fa3Fresh
 from octavo.kernels.batch_invariant import row_logsumexp
 from octavo.kernels.fp8 import tune_products
 from octavo.kernels.linear import FEW, MANY
@@ -34,9 +34,9 @@ from octavo.kernels.triton.warm_up import compile_all, every_variant, recorded
 from octavo.kernels.tuned_fp8 import fp8_matrices_seen
 from octavo.kernels.tuned_linear import matrices_seen, tune
 from octavo.layers.batch import ForwardBatch
-from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan, StepResult
-from octavo.runner.attend_rows import AttendRows, attention_of, over_tiles
-from octavo.runner.failure import failed_result
+from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan
+from octavo.runner.attend_rows import AttendRows, attention_of, fresh_from, over_tiles
+from octavo.runner.launched import Failed, Launched
 from octavo.runner.pooling import Pooler
 from octavo.runner.prefix_groups import SharingCost
 from octavo.runner.runner import Model, Pending
@@ -58,50 +58,14 @@ def tuning(rows: int, shape: DeviceShape, fp8: bool) -> dict[str, int]:
     return decode_tuning(rows, fp8) if shape.head_dim <= 128 and shape.page_size >= 64 else {}
 
 
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """A step on its way: `event` is passed when `host` holds its results."""
-
-    plan: StepPlan
-    event: torch.cuda.Event
-    host: HostOutputs
-    chosen: Int32Array
-    logprobs: LogprobArrays | None
-    scored: tuple[LogprobArrays, ...]
-    pooled: tuple[Float32Array, ...] = ()
-    unusable: tuple[int, ...] = ()
-
-    def result(self) -> StepResult:
-        """Wait for the copy to the host, not for the device."""
-        self.event.synchronize()
-        count = len(self.chosen)
-        failed = self.host.failed[:count].numpy()
-        return StepResult(
-            self.plan.step,
-            self.host.tokens[:count].numpy().copy(),
-            logprobs=self.logprobs,
-            prompt_logprobs=self.scored,
-            failed=tuple(sorted([*self.chosen[failed != 0].tolist(), *self.unusable])),
-            pooled=self.pooled,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A step that could not be launched."""
-
-    plan: StepPlan
-
-    def result(self) -> StepResult:
-        return failed_result(self.plan)
-
-
-def _plan_of_nothing(singles: int, tokens: int) -> StepPlan:
-    """Rows of one token and one of `tokens`, in pages that nobody has yet."""
+def _plan_of_nothing(singles: int, tokens: int, context: int) -> StepPlan:
+    """Rows of one token and one of `tokens` behind `context`, in pages that nobody has yet."""
     lengths = np.array([1] * singles + ([tokens] if tokens > 0 else []), np.int32)
     rows = np.arange(len(lengths), dtype=np.int32)
     every = np.ones(len(lengths), np.bool_)
-    return StepPlan(0, rows, lengths, np.zeros_like(lengths), every, every, np.zeros(int(lengths.sum()), np.int32))
+    contexts = np.zeros_like(lengths)
+    contexts[-1] = context
+    return StepPlan(0, rows, lengths, contexts, every, every, np.zeros(int(lengths.sum()), np.int32))
 
 
 class CudaRunner:
@@ -110,6 +74,7 @@ class CudaRunner:
     Args:
         graphs: capture decode steps as CUDA graphs (`capture`); without, everything is launched kernel by kernel.
         fa3: computes prompts; None is the Triton kernel.
+        fresh: computes prompts' beginnings; None is what computes all others.
         kept: file in which choices made at a start are kept for the next.
         share: read pages that rows share once, in steps where it pays.
         num_host_slots: pages of preempted sequences that host memory shall hold.
@@ -124,6 +89,7 @@ class CudaRunner:
         *,
         graphs: bool,
         fa3: Fa3Extend | None = None,
+        fresh: Fa3Fresh | None = None,
         kept: Path | None = None,
         share: bool = True,
         num_host_slots: int = 0,
@@ -161,7 +127,7 @@ class CudaRunner:
                 ring=RING,
                 device=device,
             )
-        self._extend, self._fa3, self._kept = PagedExtend(**heads), fa3, kept
+        self._extend, self._fa3, self._fresh, self._kept = PagedExtend(**heads), fa3, fresh, kept
         caches = [cache for pair in kv_caches for cache in pair]
         self._copy_pages = PageCopier(caches)
         self._pool_tokens = len(kv_caches[0][0]) * shape.page_size
@@ -229,8 +195,9 @@ class CudaRunner:
                 for shared in {False, self._shared is not None}:
                     logits = self._decode_step(size, shared)
             row_logsumexp(logits.float())
-            for singles in {min(1, shape.max_num_seqs - 1), min(FEW_ROWS, shape.max_num_seqs - 1)}:
-                plan = _plan_of_nothing(singles, min(64, shape.max_num_batched_tokens - singles))
+            counts = {min(1, shape.max_num_seqs - 1), min(FEW_ROWS, shape.max_num_seqs - 1)}
+            for singles, context in itertools.product(counts, (0, 1)):
+                plan = _plan_of_nothing(singles, min(64, shape.max_num_batched_tokens - singles), context)
                 size = self._pack(plan, buffers.host_packed[0])
                 buffers.packed[:size].copy_(buffers.host_packed[0][:size])
                 write_blocks(buffers.packed, buffers.block_table)
@@ -376,38 +343,53 @@ class CudaRunner:
         buffers = self._buffers
         longest = int(plan.query_lens.max())
         metadata = self._prepare(plan.num_tokens, len(plan.rows), longest)
+        fresh: Fa3Fresh | None = None
         if self._invariant is not None:
             tiles = plan_extend(plan.query_lens, plan.context_lens, self._invariant.tokens_per_tile)
             attend = attention_of(over_tiles(self._invariant, metadata, self._send_tiles(tiles)))
         else:
             singles = int((plan.query_lens == 1).sum())  # they come first
             decode = self._plan_decode(metadata, shared) if singles else None
-            attend = attention_of(decode, self._plan_extend(plan, metadata, singles))
+            fresh, end = self._plan_fresh(plan, metadata)
+            attend = attention_of(decode, self._plan_extend(plan, metadata, singles, end), fresh=fresh)
         places = buffers.samples[:, :sample]
         wanted = None if plan.prompt_logprobs or plan.pooling else places[2]
-        hidden = self._model.hidden_states(self._batch(metadata, attend, wanted))
+        hidden = self._model.hidden_states(self._batch(metadata, attend, wanted, keep_keys=fresh is not None))
         if not sample:
             return hidden, hidden
         logits = self._model.logits(hidden[places[2]] if wanted is None else hidden)
         self._sample(logits, places)
         return hidden, logits
 
-    def _plan_extend(self, plan: StepPlan, metadata: AttentionMetadata, first_row: int) -> AttendRows | None:
-        """What attends for the rows of several tokens, from `first_row` on; None where there are none."""
-        if first_row == len(plan.rows):
+    def _plan_fresh(self, plan: StepPlan, metadata: AttentionMetadata) -> tuple[Fa3Fresh | None, int]:
+        """What attends for the rows that begin a sequence, and the first of them; if nothing does, where rows end."""
+        first, end = fresh_from(plan.query_lens, plan.context_lens), len(plan.rows)
+        if self._fresh is None or first == end:
+            return None, end
+        lengths = plan.query_lens[first:]
+        token = plan.num_tokens - int(lengths.sum())
+        self._fresh.begin(metadata.query_start_loc, first_row=first, first_token=token, longest=int(lengths.max()))
+        return self._fresh, first
+
+    def _plan_extend(
+        self, plan: StepPlan, metadata: AttentionMetadata, first_row: int, end_row: int
+    ) -> AttendRows | None:
+        """What attends for the rows of several tokens, [first_row, end_row), over pages; None where there are none."""
+        if first_row == end_row:
             return None
-        longest = int(plan.query_lens.max())
         if self._fa3 is not None:
             self._fa3.begin(
                 metadata.query_start_loc,
                 metadata.seq_lens,
                 metadata.block_table,
                 first_row=first_row,
-                longest=longest,
+                end_row=end_row,
+                longest=int(plan.query_lens[first_row:end_row].max()),
                 dtype=self._kv_caches[0][0].dtype,
             )
             return self._fa3
-        tiles = plan_extend(plan.query_lens, plan.context_lens, self._extend.tokens_per_tile, min_query_len=2)
+        lengths, contexts = plan.query_lens[:end_row], plan.context_lens[:end_row]
+        tiles = plan_extend(lengths, contexts, self._extend.tokens_per_tile, min_query_len=2)
         return over_tiles(self._extend, metadata, self._send_tiles(tiles))
 
     def _send_tiles(self, tiles: Int32Array) -> torch.Tensor:
@@ -439,10 +421,15 @@ class CudaRunner:
         return metadata
 
     def _batch(
-        self, metadata: AttentionMetadata, attend: Callable[..., torch.Tensor], wanted: torch.Tensor | None = None
+        self,
+        metadata: AttentionMetadata,
+        attend: Callable[..., torch.Tensor],
+        wanted: torch.Tensor | None = None,
+        *,
+        keep_keys: bool = False,
     ) -> ForwardBatch:
         ids = self._buffers.token_ids[: len(metadata.positions)]
-        return ForwardBatch(ids, metadata, self._cos_sin, self._kv_caches, attend, wanted)
+        return ForwardBatch(ids, metadata, self._cos_sin, self._kv_caches, attend, wanted, keep_keys)
 
     def _decode_for(self, num_rows: int) -> PagedDecode:
         """Few rows are served best by few programs."""

@@ -114,9 +114,9 @@ class Draft:
         self.block_pages += pages
 
     def build(self, step: int, rows: Rows, free_rows: list[int]) -> tuple[StepPlan, Launched]:
-        """The plan, with single-token rows first, and what it means."""
+        """The plan, with single-token rows first and what begins a sequence last, and what it means."""
         decodes = len(self.cohort.rows)
-        chunks = sorted(self.chunks, key=lambda chunk: chunk.stop - chunk.start != 1)
+        chunks = sorted(self.chunks, key=lambda chunk: (chunk.stop - chunk.start != 1, chunk.start == 0))
         arrays: tuple[Int32Array, Int32Array, Int32Array, BoolArray, BoolArray, Int32Array]
         if chunks:
             arrays = self._with_chunks(chunks, rows)

@@ -100,7 +100,7 @@ def test_rope_and_cache(head_dim, norm, fp8, device):
         torch.full((5, kv_heads, page, head_dim), math.nan).to(torch.float8_e4m3fn if fp8 else qkv.dtype)
         for _ in range(2)
     ]
-    on = [t.to(device) for t in (qkv, cos_sin, positions, slots, *caches)]
+    on = [t.clone().to(device) for t in (qkv, cos_sin, positions, slots, *caches)]
     options = {}
     if norm:
         options = {"q_norm": norms[0].to(device), "k_norm": norms[1].to(device), "eps": 1e-5}
@@ -108,12 +108,20 @@ def test_rope_and_cache(head_dim, norm, fp8, device):
         options |= {"k_scale": scales[0].to(device), "v_scale": scales[1].to(device)}
     q = rope_and_cache(*on, heads, kv_heads, head_dim, **options)
 
+    assert torch.equal(on[0].cpu(), qkv)
+    again = rope_and_cache(*on, heads, kv_heads, head_dim, keep_keys=True, **options)
+    assert torch.equal(again, q)
     x = qkv.view(tokens, -1, head_dim)
+    kept = on[0].view(tokens, -1, head_dim).cpu()
+    assert torch.equal(kept[:, :heads], x[:, :heads]) and torch.equal(
+        kept[:, heads + kv_heads :], x[:, heads + kv_heads :]
+    )
     queries, keys, values = x[:, :heads].double(), x[:, heads : heads + kv_heads].double(), x[:, heads + kv_heads :]
     if norm:
         queries, keys = norm64(queries, norms[0], 1e-5), norm64(keys, norms[1], 1e-5)
     assert relative_error(q, rope64(queries, cos_sin, positions)) < BF16
     keys, values = rope64(keys, cos_sin, positions), values.double()
+    assert relative_error(kept[:, heads : heads + kv_heads], keys) < BF16
     if fp8:  # saturates at the largest e4m3
         keys, values = ((t / s[:, None].double()).clamp(-448, 448) for t, s in zip((keys, values), scales, strict=True))
     live = slots >= 0

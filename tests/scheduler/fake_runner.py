@@ -91,6 +91,8 @@ class FakeRunner:
             self.pages[destination] = self.pages[source]
         ones = plan.query_lens == 1
         assert not (ones[1:] & ~ones[:-1]).any(), "rows with one token come first"
+        fresh = ~ones & (plan.context_lens == 0)
+        assert not (fresh[:-1] & ~fresh[1:]).any(), "what begins a sequence comes last"
 
     def _read(self, row: int, length: int) -> list[int]:
         where = np.arange(length)

@@ -37,6 +37,21 @@ def test_decodes_go_before_prompts() -> None:
     assert plan.from_host.tolist() == [False, True]
 
 
+def test_what_begins_a_sequence_comes_last() -> None:
+    """Its keys are all in the step, which a kernel may make use of; whatever has context comes before it."""
+    driver = Driver(max_num_batched_tokens=64)
+    driver.add(list(range(16)), handle=0, max_tokens=8)
+    driver.step()
+    driver.step()
+    driver.add([50, 51, 52], handle=1)
+    driver.add([*range(16), 60, 61], handle=2)  # finds the first's pages
+    driver.step()
+    plan = driver.plans[-1]
+    assert plan.context_lens.tolist()[1:] == [16, 0]
+    assert plan.query_lens.tolist() == [1, 2, 3]
+    driver.run()
+
+
 def test_the_second_of_two_equal_prompts_finds_all_but_the_last_token() -> None:
     driver = Driver()
     prompt = list(range(16))

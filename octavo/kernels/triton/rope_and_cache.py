@@ -20,7 +20,7 @@ def rope_and_cache_kernel(
     qkv, cos_sin, positions, slots, q_out, k_cache, v_cache, q_norm, k_norm, k_scale, v_scale, eps,
     stride_qkv, stride_page, stride_head,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
-    NORM: tl.constexpr, FP8: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    NORM: tl.constexpr, FP8: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BLOCK heads of one token; heads are numbered through queries, keys, values."""
     if PDL:
@@ -58,6 +58,9 @@ def rope_and_cache_kernel(
     tl.store(out, turned_real.to(q_out.dtype.element_ty), mask=mask & is_query)
     tl.store(out + half, turned_imag.to(q_out.dtype.element_ty), mask=mask & is_query)
 
+    if KEEP:
+        tl.store(here, turned_real.to(qkv.dtype.element_ty), mask=mask & ~is_query & ~is_value)
+        tl.store(here + half, turned_imag.to(qkv.dtype.element_ty), mask=mask & ~is_query & ~is_value)
     written = mask & ~is_query & (slot >= 0)
     kv_head = tl.where(is_value, head[:, None] - HEADS - KV_HEADS, head[:, None] - HEADS)
     if FP8:
@@ -90,6 +93,7 @@ def rope_and_cache(
     eps: float = 1e-6,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    keep_keys: bool = False,
     pdl: bool = False,
 ) -> torch.Tensor:
     """Returns the rotated queries [T, num_heads, head_dim], of qkv's type.
@@ -102,6 +106,7 @@ def rope_and_cache(
         k_cache, v_cache: [pages, num_kv_heads, page_size, head_dim] with equal strides; qkv's type, or
             float8_e4m3fn with `k_scale` and `v_scale`, float32 [num_kv_heads]: value = stored * scale.
         q_norm, k_norm: [head_dim], both or neither.
+        keep_keys: rotated keys overwrite those in `qkv` too.
     """
     tokens = qkv.shape[0]
     q = torch.empty(tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
@@ -111,7 +116,7 @@ def rope_and_cache(
             qkv, cos_sin, positions, slot_mapping, q, k_cache, v_cache, q_norm, k_norm, k_scale, v_scale, eps,
             qkv.stride(0), k_cache.stride(0), k_cache.stride(1),
             HEADS=num_heads, KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, HALF=triton.next_power_of_2(head_dim // 2),
-            PAGE=k_cache.shape[2], NORM=q_norm is not None, FP8=k_cache.dtype == torch.float8_e4m3fn, BLOCK=block,
-            PDL=pdl, num_warps=2, **pdl_options(pdl),
+            PAGE=k_cache.shape[2], NORM=q_norm is not None, FP8=k_cache.dtype == torch.float8_e4m3fn, KEEP=keep_keys,
+            BLOCK=block, PDL=pdl, num_warps=2, **pdl_options(pdl),
         )  # fmt: skip
     return q

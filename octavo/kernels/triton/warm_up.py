@@ -59,6 +59,7 @@ def every_variant() -> Iterator[None]:
 
 
 def wants_every_variant() -> bool:
+    """Whether this is inside `every_variant`."""
     return _every_variant
 
 
