@@ -16,3 +16,4 @@ def settle() -> None:
     """
     gc.freeze()
     gc.set_threshold(_YOUNG, _OLDER, _OLDER)
+    gc.enable()  # where it was off while modules were imported

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from octavo.layers.attention import Attention
@@ -53,6 +55,13 @@ class Llama:
             x, residual = layer(x, residual, batch)
         x, residual = self.layers[-1](x, residual, batch, batch.wanted)
         return self.norm(x, residual)[0]
+
+    def shallow(self, layers: int) -> Llama:
+        """The same with so many of the layers, the last among them."""
+        few = copy.copy(self)
+        if layers < len(self.layers):
+            few.layers = [*self.layers[: layers - 1], self.layers[-1]]
+        return few
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[S, hidden] → [S, vocab_size]."""

@@ -32,7 +32,7 @@ from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.swap_pages import PageSwapper
 from octavo.kernels.triton.warm_up import compile_all, every_variant, recorded
 from octavo.kernels.tuned_fp8 import fp8_matrices_seen
-from octavo.kernels.tuned_linear import matrices_seen, tune
+from octavo.kernels.tuned_linear import CALLS, matrices_seen, tune
 from octavo.layers.batch import ForwardBatch
 from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan
 from octavo.runner.attend_rows import AttendRows, attention_of, fresh_from, over_tiles
@@ -49,6 +49,7 @@ from octavo.runner.swap import HostPages
 logger = logging.getLogger(__name__)
 
 FEW_ROWS = 8
+FEW_LAYERS = CALLS + 1  # of the model, to see and to load its kernels; products are timed over so many matrices
 Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 Phase = Callable[[str], AbstractContextManager[Callable[[float], None]]]
 
@@ -153,13 +154,14 @@ class CudaRunner:
             phase: times a named phase, and tells whoever waits how much of it is done.
         """
         with phase("compile kernels"):
+            few = self._model.shallow(FEW_LAYERS)
             with recorded() as launches, every_variant():
-                self._run_each_path()
+                self._run_each_path(few)
             compile_all(launches.values())
             logger.info("%d kernels compiled or found in their cache", len(launches))
             launches.clear()  # and with them the memory of their tensors
             with matrices_seen() as matrices, fp8_matrices_seen() as fp8_matrices, every_variant():
-                self._run_each_path()
+                self._run_each_path(few)
         if not self._use_graphs:
             return
         sizes = self.graph_sizes()
@@ -187,8 +189,16 @@ class CudaRunner:
         self._sizes = sorted(self._graphs[False]), sorted(self._graphs[True])
         torch.cuda.synchronize()
 
-    def _run_each_path(self) -> None:
-        """Run each path once on nothing: first to see which kernels there are, then so that all are loaded."""
+    def _run_each_path(self, few: Model) -> None:
+        """Run each path once on nothing, with a few of the model's layers: first to see which kernels there are, then
+        so that all are loaded."""
+        model, self._model = self._model, few
+        try:
+            self._run_each_path_with_its_model()
+        finally:
+            self._model = model
+
+    def _run_each_path_with_its_model(self) -> None:
         shape, buffers = self._shape, self._buffers
         with torch.inference_mode():
             for size in {min(size, shape.max_num_seqs) for size in (1, 2, FEW_ROWS + 1, shape.max_num_seqs)}:

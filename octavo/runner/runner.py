@@ -51,6 +51,10 @@ class Model(Protocol):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
+    def shallow(self, layers: int) -> Model:
+        """The same with so many of the layers, the last among them: it runs every kernel that this one does."""
+        ...
+
 
 class Runner:
     """Runs plans in order. `launch` returns at once; the `result()` of what it returns is waited for.

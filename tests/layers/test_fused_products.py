@@ -77,3 +77,14 @@ def test_fused_products_change_nothing(bias: bool, tmp_path: Path, monkeypatch: 
     assert found[1] == found[3]
     for without, within in zip(found[0], found[2], strict=True):
         assert torch.allclose(torch.tensor(without), torch.tensor(within), atol=1e-4)
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(1, [3]), (2, [0, 3]), (4, [0, 1, 2, 3]), (9, [0, 1, 2, 3])])
+def test_a_shallow_model_keeps_the_last_layer(wanted: int, kept: list[int], tmp_path: Path) -> None:
+    """It is the one that computes what is read and nothing else."""
+    folder = make_tiny_llama(tmp_path / "model", tokenizer=False, num_hidden_layers=4)
+    with LLM(str(folder), skip_tokenizer_init=True, device="cpu") as llm:
+        model = llm._engine._runner._model
+        few = model.shallow(wanted)
+        assert [layer.attn.index for layer in few.layers] == kept
+        assert len(model.layers) == 4 and few.head is model.head
