@@ -1,10 +1,11 @@
 """Kernels that do several things at once, against those that do one each; and tunings of decode attention.
 
-    python benchmarks/gpu_fused.py --json OUT.json [--only gemv,layer,gated,decode]
+    python benchmarks/gpu_fused.py --json OUT.json [--only gemv,layer,gated,decode,fresh]
 
 The shapes are Llama 3.1 8B's, times are microseconds in CUDA graphs, weights and pages in turn so that none is found in
 the second-level cache. `gemv` has one and two rows by tile; `layer` a whole layer of a decode step; `gated` the product
-with its gate by tile, beside cuBLAS's fastest of eight and the gate's own kernel; `decode` attention of mixed lengths.
+with its gate by tile, beside cuBLAS's fastest of eight and the gate's own kernel; `decode` attention of mixed lengths;
+`fresh` FA3 over prompts without context, from pages and from where their keys were made.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from gpu_gemm import SHAPES, graph_us
 
+from octavo.attention.fa3 import Fa3Extend, Fa3Fresh, why_not
 from octavo.bench.record import environment
 from octavo.kernels.cublaslt import Product
 from octavo.kernels.fp8 import quantize_rows
@@ -206,11 +208,54 @@ def mixed_lengths(rows: int, mean: int, generator: torch.Generator) -> Timed:
     return found
 
 
+def bench_fresh() -> Timed:
+    """{prompts: {"pages of 64": us, "pages of 128": us, "no pages": us, "difference": ...}}."""
+    missing = why_not(device, 128, torch.bfloat16)
+    if missing is not None:
+        return {"not run": missing}
+    out: Timed = {}
+    for count, length in ((2, 4096), (16, 512), (3, 160)):
+        tokens = count * length
+        starts = torch.arange(count + 1, device=device).int() * length
+        lengths = torch.full((count,), length, device=device).int()
+        q = torch.randn(tokens, 32, 128, device=device).bfloat16()
+        layers = [torch.randn(tokens, 48 * 128, device=device).bfloat16() for _ in range(3)]
+        results = [torch.empty_like(q) for _ in range(2)]
+        found: Timed = {}
+        for page in (64, 128):
+            pages = -(-length // page)
+            caches = []
+            for qkv in layers:
+                heads = qkv.view(count, length, 48, 128)[:, :, 32:]
+                padded = torch.nn.functional.pad(heads, (0, 0, 0, 0, 0, pages * page - length))
+                both = padded.view(count * pages, page, 16, 128).transpose(1, 2)
+                caches.append([both[:, :8].contiguous(), both[:, 8:].contiguous()])
+            table = torch.arange(count * pages, device=device).int().view(count, pages)
+            paged = Fa3Extend(num_heads=32, num_kv_heads=8, head_dim=128, page_size=page)
+            paged.begin(starts, lengths, table, first_row=0, end_row=count, longest=length, dtype=torch.bfloat16)
+            call = functools.partial(paged_call, paged, q, results[0])
+            found[f"pages of {page}"] = graph_us(call, caches)
+        fresh = Fa3Fresh(num_heads=32, num_kv_heads=8, head_dim=128)
+        fresh.begin(starts, first_row=0, first_token=0, longest=length)
+        found["no pages"] = graph_us(lambda qkv, f=fresh, q=q, o=results[1]: f(q, qkv, 0.09, o), layers)
+        call(caches[0])
+        fresh(q, layers[0], 0.09, results[1])
+        found["difference"] = float((results[0].float() - results[1].float()).abs().max())
+        out[f"{count} x {length}"] = found
+        print("fresh", count, length, found, flush=True)
+    return out
+
+
+def paged_call(paged: Fa3Extend, q: torch.Tensor, out: torch.Tensor, cache: list[torch.Tensor]) -> None:
+    paged(q, *cache, 0.09, out)
+
+
 PARTS: dict[str, Callable[[], Any]] = {
     "gemv": bench_gemv,
     "layer": bench_layer,
     "gated": bench_gated,
     "decode": bench_decode,
+    "fresh": bench_fresh,
 }
 
 
