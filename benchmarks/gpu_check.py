@@ -1,6 +1,7 @@
 """Everything that needs a GPU, in one command: correctness of the engine on it, then the shared workloads.
 
     python benchmarks/gpu_check.py --json OUT.json [--only check|bench] [--repeat 3] [--workloads a,b]
+        [--quantization fp8] [--kv-cache-dtype fp8] [--batch-invariant] [--profile workload:requests,...]
 
 What is checked is in `gpu_correctness.py`; the exit status is 1 if something does not hold. The workloads run Llama 3.1
 8B's shape with random weights in bfloat16, with defaults; times are whole `LLM.generate` calls, each with a salt of its
@@ -134,9 +135,11 @@ def main() -> None:
     parser.add_argument("--profile", default="", help="workload:requests,..., run once more under the profiler")
     parser.add_argument("--quantization")
     parser.add_argument("--kv-cache-dtype")
+    parser.add_argument("--batch-invariant", action="store_true")
     arguments = parser.parse_args()
     names = ("quantization", "kv_cache_dtype")
-    options = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    options: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    options |= {"batch_invariant": True} if arguments.batch_invariant else {}
     profiled = {name: int(count) for name, _, count in (p.partition(":") for p in arguments.profile.split(",") if p)}
     record: dict[str, Any] = environment()
     record["command"] = "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:])

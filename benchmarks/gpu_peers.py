@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_peers.py --json OUT.json [--peer-path SITE] [--repeat 3] [--workloads a,b]
         [--rates inf:1000,40:1000,20:1000,10:1000] [--quantization fp8] [--kv-cache-dtype fp8] [--only offline|http]
+        [--profile in512_out512_x512:512]
 
 vLLM must be importable with SITE on the path (where it is installed apart), or in this environment. One engine runs
 after the other, each in processes of its own, both with defaults, Llama 3.1 8B's shape and random weights. `ratio` is
@@ -86,7 +87,7 @@ def offline(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str
     names = arguments.workloads
     ours, theirs = logs / "octavo.json", logs / "vllm.json"
     command = [sys.executable, "benchmarks/gpu_check.py", "--only", "bench", "--json", str(ours)]
-    command += ["--repeat", str(arguments.repeat), "--workloads", names]
+    command += ["--repeat", str(arguments.repeat), "--workloads", names, "--profile", arguments.profile]
     for name, value in peer_options(arguments).items():
         command += [f"--{name.replace('_', '-')}", value]
     run(command, dict(os.environ), logs / "octavo.log")
@@ -101,7 +102,18 @@ def offline(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str
         }
         result["ratio"]["start"] = round(result["vllm"]["startup_s"] / result["octavo"]["process_to_ready_s"], 2)
         print("ratio", result["ratio"], flush=True)
+        if arguments.profile:
+            result["vllm"] |= peer_profile(arguments, folder, logs)
     return result
+
+
+def peer_profile(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str, Any]:
+    """Where vLLM's time goes: in a start of its own, within the process that the profiler sees."""
+    out = logs / "vllm-profile.json"
+    command = [sys.executable, "benchmarks/vllm_offline.py", str(folder), str(out), "0", arguments.workloads]
+    command += [json.dumps(peer_options(arguments)), "--profile", arguments.profile]
+    run(command, peer_environ(arguments) | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}, logs / "vllm-profile.log")
+    return {name: value for name, value in json.loads(out.read_text()).items() if name.startswith("profile")}
 
 
 @contextmanager
@@ -191,6 +203,7 @@ def main() -> None:
     parser.add_argument("--server-options", default="", help="further options of octavo serve, in one string")
     parser.add_argument("--quantization")
     parser.add_argument("--kv-cache-dtype")
+    parser.add_argument("--profile", default="", help="workload:requests,..., run once more under a profiler, both")
     parser.add_argument("--logs", type=Path, help="a folder to keep the engines' logs in")
     arguments = parser.parse_args()
     arguments.rates = [(rate, int(count)) for rate, count in (part.split(":") for part in arguments.rates.split(","))]
