@@ -166,6 +166,11 @@ class ServerOptions:
         min=0,
     )
     max_logprobs: int = flag(20, "Most top logprobs a request may ask for.", min=0)
+    generation_config: str = flag(
+        "auto",
+        "Where temperature, top_p, top_k, min_p, repetition_penalty, max_tokens come from if a request has none: auto "
+        "(the model's generation_config.json), none (OpenAI's defaults), or a folder with such a file.",
+    )
     default_max_tokens: int | None = flag(
         None, "Most tokens of an answer whose request names no limit; default: what the context has room for.", min=1
     )

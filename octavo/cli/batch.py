@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TAKEN = (
     "served_model_name", "enable_auto_tool_choice", "tool_call_parser", "reasoning_parser", "max_logprobs",
-    "default_max_tokens", "max_body_bytes", "max_choices", "step_timeout", "max_engine_restarts",
+    "generation_config", "default_max_tokens", "max_body_bytes", "max_choices", "step_timeout", "max_engine_restarts",
 )  # fmt: skip
 _LEFT = tuple(each.name for each in fields(ServerOptions) if each.name not in _TAKEN)
 _MAX_IN_FLIGHT = 4096

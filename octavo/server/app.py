@@ -13,6 +13,7 @@ from octavo.async_llm import AsyncLLM
 from octavo.config import ServerOptions
 from octavo.errors import EngineDeadError, ModelNotFoundError, OctavoError, OverloadedError
 from octavo.frontend.caller import CALLER, Caller
+from octavo.frontend.sampling_defaults import sampling_defaults
 from octavo.server.access import log_access
 from octavo.server.auth import PUBLIC, KeyRing, check_host, is_loopback, unauthorized
 from octavo.server.chat_parts import Formats
@@ -309,7 +310,8 @@ class App:
             raise EngineDeadError("The engine has ended.", fix="Restart the server; its log says why.")
         if self._generation is None:
             formats = Formats.of(self.options, self.llm)
-            self._generation = Generation(self.llm, self.names, formats, self.options.max_choices)
+            defaults = sampling_defaults(self.options.generation_config, self.llm.config)
+            self._generation = Generation(self.llm, self.names, formats, self.options.max_choices, defaults)
         return self._generation
 
     async def _completions(self, exchange: Exchange) -> None:

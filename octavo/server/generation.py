@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -35,12 +36,21 @@ class Generation:
         names: of the model, the first of which is the proper one.
         formats: how it writes calls and reasoning.
         max_choices: most sequences of one request.
+        defaults: fields of `SamplingParams` for requests that do not name them.
     """
 
-    def __init__(self, llm: AsyncLLM, names: tuple[str, ...], formats: Formats, max_choices: int = 1024):
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        names: tuple[str, ...],
+        formats: Formats,
+        max_choices: int = 1024,
+        defaults: Mapping[str, Any] | None = None,
+    ):
         self._llm = llm
         self._formats = formats
         self._max_choices = max_choices
+        self._defaults = dict(defaults or {})
         self._names = names
         self._chat = decoder(ChatBody)
         self._completion = decoder(CompletionBody)
@@ -114,7 +124,9 @@ class Generation:
         """
         limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         params = self._params(body, logprobs=(body.top_logprobs or 0) if body.logprobs else None)
-        params = msgspec.structs.replace(params, max_tokens=limit)  # None: up to the model's context
+        if limit is None:
+            limit = self._defaults.get("max_tokens")  # None: up to the model's context
+        params = msgspec.structs.replace(params, max_tokens=limit)
         tools = tool_request(body.tools, body.tool_choice, body.parallel_tool_calls)
         parts = self._formats.parts(tools, include_reasoning=body.include_reasoning is not False)
         if parts is not None:
@@ -145,7 +157,7 @@ class Generation:
         if body.bad_words:
             banned = banned_words(body.bad_words, self._llm.frontend.tokenizer)
             changes["banned_token_ids"] = (*(body.banned_token_ids or ()), *banned)
-        return body.params(**changes)
+        return body.params(self._defaults, **changes)
 
     def _envelope(self, reply_id: str, model: str, body: GenerationBody) -> dict[str, Any]:
         tier = {"service_tier": "default"} if body.service_tier is not None else {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -105,9 +106,15 @@ class GenerationBody(OpenAIFields, kw_only=True):
         """Whether the chunks of a stream are filled up."""
         return bool(self.stream_options is not None and self.stream_options.include_obfuscation)
 
-    def params(self, **changes: Any) -> SamplingParams:
-        """Sampling parameters; fields that were not sent have their defaults, `changes` go before all."""
+    def params(self, defaults: Mapping[str, Any] | None = None, **changes: Any) -> SamplingParams:
+        """Sampling parameters; fields that were not sent have their defaults, `changes` go before all.
+
+        Args:
+            defaults: go before `SamplingParams`' own, but not for beam search, which samples nothing.
+        """
         values: dict[str, Any] = {name: getattr(self, name) for name in _SAMPLING}
+        if defaults and not self.use_beam_search:
+            values |= {name: value for name, value in defaults.items() if values.get(name) is None}
         for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
             ids = getattr(self, name)
             values[name] = None if ids is None else tuple(ids)

@@ -17,6 +17,7 @@ from octavo.engine.info import EngineInfo
 from octavo.engine.phases import Progress
 from octavo.engine.restart import RestartingClient, RestartPolicy
 from octavo.errors import ConfigError
+from octavo.frontend.sampling_defaults import sampling_defaults
 from octavo.logs import logging_to_stderr
 from octavo.server.auth import KeyRing, is_loopback
 from octavo.server.chat_parts import Formats
@@ -49,14 +50,15 @@ def serve(
     `options.drain_timeout` seconds. A second signal ends everything at once. SIGHUP reads the file of keys again.
 
     Raises:
-        ConfigError: the address needs a key, or cannot be listened on; a flag names an unknown format; traces are
-            wanted and OpenTelemetry is not installed.
+        ConfigError: the address needs a key, or cannot be listened on; a flag names an unknown format, or a
+            generation config that cannot be; traces are wanted and OpenTelemetry is not installed.
         EngineDeadError: the engine ended while it served.
         OctavoError: the model cannot be loaded.
     """
     keys = KeyRing.of(options)
     check_exposure(options, keys)
     Formats.check(options)
+    sampling_defaults(options.generation_config, config)
     connections = raise_descriptor_limit(options.max_connections)
     options = dataclasses.replace(options, api_key=(), max_connections=connections)  # of keys, only hashes stay
     endpoint = options.otlp_traces_endpoint
