@@ -42,7 +42,15 @@ def until(condition, seconds=10.0):
 
 
 def fronts_of(process):
-    return [child for child in psutil.Process(process.pid).children() if "octavo.server.front" in child.cmdline()]
+    return [child for child in psutil.Process(process.pid).children() if "octavo.server.front" in command(child)]
+
+
+def command(child):
+    """None of a process that has just ended."""
+    try:
+        return child.cmdline()
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return []
 
 
 def engine_of(process):
