@@ -31,6 +31,7 @@ ALGORITHMS = 6  # of cuBLASLt's that are tried
 FEW = 16  # up to so many rows none is
 WORTH = 0.97  # an algorithm takes at most this share of the time of the best other way
 AGREES = 0.02  # of the largest value
+COMPARED = 64  # rows, evenly spread
 LARGEST = 1024  # more rows are always multiplied row by row: applying scales apart would move too much memory
 _AHEAD_CYCLES = 400_000  # the device waits so long for the host to queue a timing's calls: about 200 µs
 
@@ -261,12 +262,13 @@ def _queue(rows: int, matrices: Sequence[Stored], multiply: Multiply) -> list[_T
     """Queue each way's calls between events."""
     outputs, columns = matrices[0].weight.shape
     x, x_scales = _rows(rows, columns, matrices[0].weight.device)
-    expected = multiply(x, x_scales, matrices[-1], "row-wise")
+    some = slice(None, None, max(1, rows // COMPARED))
+    expected = multiply(x, x_scales, matrices[-1], "row-wise")[some].clone()  # there is no room for many whole products
     found: list[_Timed] = []
     for way in [*candidates(rows, outputs, columns), *algorithms(rows, (outputs, columns))]:
         with contextlib.suppress(CublasLtError):
             torch.cuda._sleep(_AHEAD_CYCLES)
-            y = multiply(x, x_scales, matrices[-1], way)
+            y = multiply(x, x_scales, matrices[-1], way)[some].clone()
             rounds: list[Event] = []
             for _ in range(ROUNDS):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -174,3 +174,34 @@ def test_an_algorithm_has_to_be_faster_and_right(took: list[float], off: float, 
     algorithm = LtAlgorithm((1,) * 8)
     found = [timed_way("row-wise", [3.0, 1.0]), timed_way("tensor-wise", [1.1, 1.2]), timed_way(algorithm, took, off)]
     assert tuned_fp8._fastest(found) == ["row-wise", algorithm][: 1 + taken]
+
+
+class Passed(Took):
+    """An event of a device that takes no time."""
+
+    def __init__(self, **options: Any):
+        super().__init__(0.0)
+
+    def record(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("rows", [20, 512, 8192])
+def test_every_way_is_compared_with_cublas_s_own_product(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="ways of our own are Triton kernels")
+    right, wrong = LtAlgorithm((1,) * 8), LtAlgorithm((2,) * 8)
+
+    def multiply(x: torch.Tensor, scales: torch.Tensor, stored: Stored, way: Any) -> torch.Tensor:
+        y = (x.float() * scales) @ stored.weight.float().T
+        if way == wrong:
+            y[-rows // 3 :] = 0
+        return y.bfloat16()
+
+    monkeypatch.setattr(torch.cuda, "Event", Passed)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(tuned_fp8, "algorithms", lambda rows, shape: [right, wrong])
+    weight = torch.randn(64, 256, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    found = tuned_fp8._queue(rows, [Stored(weight, torch.ones(64), torch.bfloat16)], multiply)
+    off = {each.way: float(each.off) < tuned_fp8.AGREES for each in found}
+    assert off.pop(wrong) is False
+    assert all(off.values()) and right in off and "row-wise" in off
