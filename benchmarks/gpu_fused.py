@@ -29,7 +29,7 @@ from octavo.bench.record import environment
 from octavo.kernels.cublaslt import Product
 from octavo.kernels.fp8 import quantize_rows
 from octavo.kernels.linear import few_rows_tuning
-from octavo.kernels.triton.gated_linear import FEW_ROWS, TILES, gated_linear
+from octavo.kernels.triton.gated_linear import EVERY_TILE, gated_linear
 from octavo.kernels.triton.gemv import GemvTile, gemv
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
 from octavo.kernels.triton.rms_norm import add_rms_norm
@@ -151,9 +151,8 @@ def layer(rows: int, weights: dict[str, list[torch.Tensor]], stored: dict[str, l
 def bench_gated() -> Timed:
     """{rows: {"cublas, then gate": us, tile: us}}."""
     weights, out = matrices("gate_up"), {}
-    tiles = [*TILES, FEW_ROWS]
     some = torch.randn(GATED_ROWS[-1], HIDDEN, device=device).bfloat16()
-    prepared([functools.partial(gated_linear, some, weights[0], tile=tile, pdl=True) for tile in tiles])
+    prepared([functools.partial(gated_linear, some, weights[0], tile=tile, pdl=True) for tile in EVERY_TILE])
     for rows in GATED_ROWS:
         x = some[:rows]
         product, both = Product.of(rows, *SHAPES["gate_up"], torch.bfloat16), x.new_empty(rows, SHAPES["gate_up"][0])
@@ -166,7 +165,7 @@ def bench_gated() -> Timed:
 
             found[f"cublas {i}"] = graph_us(apart, weights)
         found = {"cublas, then gate": min(found.values())}
-        for tile in tiles:
+        for tile in EVERY_TILE:
             label = f"{tile.rows}x{tile.outputs}x{tile.columns} stages {tile.stages}"
             found[label] = graph_us(lambda w, x=x, t=tile: gated_linear(x, w, tile=t, pdl=True), weights)
         found["chosen"] = graph_us(lambda w, x=x: gated_linear(x, w, pdl=True), weights)

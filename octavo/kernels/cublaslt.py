@@ -36,6 +36,18 @@ class Algorithm(ctypes.Structure):
         """From the eight words that `algo` was."""
         return Algorithm(algo=(ctypes.c_uint64 * 8)(*words))
 
+    @property
+    def words(self) -> list[int]:
+        """What `of` takes."""
+        return [int(word) for word in self.algo]
+
+
+def are_words(value: object) -> bool:
+    """Whether a value, of a file perhaps, may be given to `Algorithm.of`."""
+    return (
+        isinstance(value, list) and len(value) == 8 and all(type(word) is int and 0 <= word < 1 << 64 for word in value)
+    )
+
 
 class CublasLtError(RuntimeError):
     """A call failed; the text has its name and status."""

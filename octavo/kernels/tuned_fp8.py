@@ -21,15 +21,14 @@ import torch
 from octavo.kernels import cublaslt, kept_choices
 from octavo.kernels.cublaslt import Algorithm, CublasLtError, Product
 from octavo.kernels.kept_choices import card
+from octavo.kernels.timing import CALLS, WORTH, Rounds, best_milliseconds, queue_rounds
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.skinny_linear import Tuning
 
-CALLS = 4  # a timing, over as many matrices of the shape as there are
-ROUNDS = 3  # of which each way's best counts: one alone is often disturbed
+ROUNDS = 3
 ALGORITHMS = 6  # of cuBLASLt's that are tried
 FEW = 16  # up to so many rows none is
-WORTH = 0.97  # an algorithm takes at most this share of the time of the best other way
 AGREES = 0.02  # of the largest value
 COMPARED = 64  # rows, evenly spread
 LARGEST = 1024  # more rows are always multiplied row by row: applying scales apart would move too much memory
@@ -59,7 +58,6 @@ else:
 
 Matrices = dict[Shape, list[Stored]]
 Key = tuple[int, Shape]  # rows and shape
-Event = tuple[torch.cuda.Event, torch.cuda.Event]
 Multiply = Callable[[torch.Tensor, torch.Tensor, Stored, Way], torch.Tensor]
 """x [M, K], its scales [M, 1], what it is multiplied by, way → [M, N]."""
 
@@ -124,8 +122,13 @@ def multiply_by(way: LtAlgorithm, x: torch.Tensor, x_scales: torch.Tensor, store
     product = _product(len(x), outputs, columns)
     y = torch.empty(len(x), outputs, dtype=torch.bfloat16, device=x.device)
     product.scale(x_scales, stored.scales)
-    product.run(x, stored.weight, Algorithm.of(list(way.words)), y)
+    product.run(x, stored.weight, _algorithm(way), y)
     return y
+
+
+@functools.cache
+def _algorithm(way: LtAlgorithm) -> Algorithm:
+    return Algorithm.of(list(way.words))
 
 
 @functools.cache
@@ -139,7 +142,7 @@ def algorithms(rows: int, shape: Shape) -> list[LtAlgorithm]:
         found = _product(rows, *shape).algorithms(ALGORITHMS) if rows > FEW else []
     except CublasLtError:
         return []
-    return [LtAlgorithm(tuple(int(word) for word in algorithm.algo)) for algorithm in found]
+    return [LtAlgorithm(tuple(algorithm.words)) for algorithm in found]
 
 
 def tune_fp8(matrices: Matrices, sizes: Sequence[int], multiply: Multiply, kept: Path | None = None) -> int:
@@ -184,12 +187,12 @@ class _Timed(NamedTuple):
     """A way's rounds; `off`: how far its product is from cuBLAS's own, as a share of the largest value."""
 
     way: Way
-    rounds: list[Event]
+    rounds: Rounds
     off: torch.Tensor
 
     @property
     def milliseconds(self) -> float:
-        return min(float(start.elapsed_time(end)) for start, end in self.rounds)
+        return best_milliseconds(self.rounds)
 
 
 def _fastest(found: Sequence[_Timed]) -> list[Way]:
@@ -208,10 +211,7 @@ def _read_ways(kept: object, rows: int, shape: Shape) -> list[Way] | None:
         return None
     if len(kept) == 1:
         return [first]
-    words = kept[1]
-    if not isinstance(words, list) or len(words) != 8 or any(type(w) is not int or not 0 <= w < 1 << 64 for w in words):
-        return None
-    return [first, LtAlgorithm(tuple(words))]
+    return [first, LtAlgorithm(tuple(kept[1]))] if cublaslt.are_words(kept[1]) else None
 
 
 def _read_way(kept: object, rows: int, shape: Shape) -> Way | None:
@@ -266,17 +266,13 @@ def _queue(rows: int, matrices: Sequence[Stored], multiply: Multiply) -> list[_T
     expected = multiply(x, x_scales, matrices[-1], "row-wise")[some].clone()  # there is no room for many whole products
     found: list[_Timed] = []
     for way in [*candidates(rows, outputs, columns), *algorithms(rows, (outputs, columns))]:
+
+        def call(stored: Stored, way: Way = way) -> torch.Tensor:
+            return multiply(x, x_scales, stored, way)
+
         with contextlib.suppress(CublasLtError):
-            torch.cuda._sleep(_AHEAD_CYCLES)
-            y = multiply(x, x_scales, matrices[-1], way)[some].clone()
-            rounds: list[Event] = []
-            for _ in range(ROUNDS):
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                for i in range(CALLS):
-                    multiply(x, x_scales, matrices[i % len(matrices)], way)
-                end.record()
-                rounds.append((start, end))
+            y = call(matrices[-1])[some].clone()
+            rounds = queue_rounds(call, matrices, ROUNDS, _AHEAD_CYCLES)
             found.append(_Timed(way, rounds, (y - expected).abs().max() / expected.abs().max()))
     return found
 

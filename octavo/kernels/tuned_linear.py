@@ -8,7 +8,7 @@ widest matrix take 291 µs with it and 159 µs with its heuristics' third choice
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -18,15 +18,14 @@ from octavo.kernels import cublaslt, kept_choices
 from octavo.kernels.cublaslt import Algorithm, CublasLtError, Product
 from octavo.kernels.kept_choices import card
 from octavo.kernels.silu_and_mul import silu_and_mul
+from octavo.kernels.timing import CALLS, WORTH, Rounds, best_milliseconds, queue_rounds
 
 if TYPE_CHECKING:
     from octavo.kernels.triton.gated_linear import GatedTile
 
 CANDIDATES = 8
-CALLS = 4  # a timing, over as many matrices of the shape as there are
-ROUNDS = 2  # of which each way's best counts: one alone may be disturbed
+ROUNDS = 2
 WIDEST = 1 << 16  # outputs; wider ones, of heads, take long to try and have tiles for every multiprocessor
-WORTH = 0.97  # a choice of ours takes at most this share of the time of torch's
 _AHEAD_CYCLES = 150_000  # the device waits so long for the host to queue a timing's calls: about 80 µs
 
 After = Literal["", "+", "gate"]
@@ -141,14 +140,14 @@ def forget() -> None:
 
 def _time_all(matrices: Matrices, keys: Sequence[Key]) -> dict[str, KeptWay]:
     """Each key's fastest way, None where it is torch's. Queues everything and waits once."""
-    timings: dict[Key, list[tuple[KeptWay, list[_Timing]]]] = {}
+    timings: dict[Key, list[tuple[KeptWay, Rounds]]] = {}
     for key in keys:
         rows, kind = key
         weights = matrices[kind][:CALLS]
         x = torch.randn(rows, kind.columns, dtype=torch.bfloat16, device=weights[0].device)
         out = x.new_zeros(rows, kind.outputs) if kind.after == "+" else None
         ways: list[KeptWay] = [None, None]  # the first warms up
-        ways += [[int(part) for part in algorithm.algo] for algorithm in _product(key).algorithms(CANDIDATES)]
+        ways += [algorithm.words for algorithm in _product(key).algorithms(CANDIDATES)]
         ways += list(_tiles()) if kind.after == "gate" else []
         found = timings[key] = []
         for way in ways:
@@ -167,31 +166,15 @@ def _time_all(matrices: Matrices, keys: Sequence[Key]) -> dict[str, KeptWay]:
                     run(x, weight, chosen, out)
 
             with contextlib.suppress(CublasLtError):
-                found.append((way, [_Timing(call, weights) for _ in range(ROUNDS)]))
+                found.append((way, queue_rounds(call, weights, ROUNDS, _AHEAD_CYCLES)))
     torch.cuda.synchronize()
     return {_text(key): _fastest(found[1:]) for key, found in timings.items()}
 
 
-def _fastest(found: list[tuple[KeptWay, list[_Timing]]]) -> KeptWay:
-    took = [min(timing.milliseconds() for timing in timings) for _, timings in found]
+def _fastest(found: list[tuple[KeptWay, Rounds]]) -> KeptWay:
+    took = [best_milliseconds(rounds) for _, rounds in found]
     best = min(range(len(found)), key=took.__getitem__)
     return found[best][0] if took[best] < WORTH * took[0] else None
-
-
-class _Timing:
-    """Queues calls between two events."""
-
-    def __init__(self, call: Callable[[torch.Tensor], None], weights: Sequence[torch.Tensor]):
-        self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(_AHEAD_CYCLES)
-        call(weights[-1])
-        self._start.record()
-        for i in range(CALLS):
-            call(weights[i % len(weights)])
-        self._end.record()
-
-    def milliseconds(self) -> float:
-        return float(self._start.elapsed_time(self._end))
 
 
 def _product(key: Key) -> Product:
@@ -220,6 +203,4 @@ def _is_way(way: object) -> bool:
     """Eight words, the name of a tile, or None for torch's way."""
     if isinstance(way, str):
         return way in _tiles()
-    return way is None or (
-        isinstance(way, list) and len(way) == 8 and all(type(word) is int and 0 <= word < 1 << 64 for word in way)
-    )
+    return way is None or cublaslt.are_words(way)

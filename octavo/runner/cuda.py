@@ -21,6 +21,7 @@ from octavo.attention.fa3 import Fa3Extend, Fa3Fresh
 from octavo.kernels.batch_invariant import row_logsumexp
 from octavo.kernels.fp8 import tune_products
 from octavo.kernels.linear import FEW, MANY
+from octavo.kernels.timing import CALLS
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.invariant_attention import InvariantAttention
 from octavo.kernels.triton.launch import use_pdl
@@ -32,7 +33,7 @@ from octavo.kernels.triton.sample import Sampler
 from octavo.kernels.triton.swap_pages import PageSwapper
 from octavo.kernels.triton.warm_up import compile_all, every_variant, recorded
 from octavo.kernels.tuned_fp8 import fp8_matrices_seen
-from octavo.kernels.tuned_linear import CALLS, matrices_seen, tune
+from octavo.kernels.tuned_linear import matrices_seen, tune
 from octavo.layers.batch import ForwardBatch
 from octavo.plan import Float32Array, Int32Array, LogprobArrays, PromptLogprobsPlan, StepPlan
 from octavo.runner.attend_rows import AttendRows, attention_of, fresh_from, over_tiles
@@ -167,9 +168,10 @@ class CudaRunner:
         sizes = self.graph_sizes()
         with phase("choose products"):
             full = max(self._shape.max_num_batched_tokens, sizes[-1])  # steps of prompts have as many tokens as may be
-            count = tune(matrices, [size for size in [*sizes, full] if size > FEW], self._kept, many=MANY)
+            rows = sorted({*sizes, full})
+            count = tune(matrices, [number for number in rows if number > FEW], self._kept, many=MANY)
             with torch.inference_mode():
-                count += tune_products(fp8_matrices, [*sizes, full] if full > sizes[-1] else sizes, self._kept)
+                count += tune_products(fp8_matrices, rows, self._kept)
             logger.info("%d products timed", count)
         with phase("capture graphs") as report:
             self._capture(sizes, report)
@@ -442,7 +444,7 @@ class CudaRunner:
         return ForwardBatch(ids, metadata, self._cos_sin, self._kv_caches, attend, wanted, keep_keys)
 
     def _decode_for(self, num_rows: int) -> PagedDecode:
-        """Few rows are served best by few programs."""
+        """Few rows have an instance of their own, which plans them sooner, and with e4m3 pages has fewer programs."""
         return next(decode for rows, decode in self._decodes.items() if rows >= num_rows)
 
     def _sample(self, logits: torch.Tensor, samples: torch.Tensor) -> None:

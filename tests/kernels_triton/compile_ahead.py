@@ -21,7 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.embedding import embedding
-from octavo.kernels.triton.gated_linear import FEW_ROWS, TILES, GatedTile, gated_linear
+from octavo.kernels.triton.gated_linear import EVERY_TILE, GatedTile, gated_linear
 from octavo.kernels.triton.gemv import gemv
 from octavo.kernels.triton.invariant_attention import InvariantAttention
 from octavo.kernels.triton.invariant_linear import InvariantTile, invariant_linear
@@ -165,7 +165,7 @@ def fused_calls(fp8: bool, hopper: bool) -> list[Callable[[], object]]:
         lambda: skinny_linear(x[:4], weight, tuning=few, gated=True, pdl=hopper),
         lambda: skinny_linear(x[:2], weight, tuning=few, onto=onto, pdl=hopper),
     ]
-    tiles = (*TILES, FEW_ROWS) if hopper else (GatedTile(64, 64, 32, 2, 4, 0.0),)
+    tiles = EVERY_TILE if hopper else (GatedTile(64, 64, 32, 2, 4, 0.0),)
     calls += [functools.partial(gated_linear, x, weight, tile=tile, pdl=hopper) for tile in tiles]
     weights: list[tuple[torch.Tensor, torch.Tensor | None]] = [(weight, None)]
     if fp8:
