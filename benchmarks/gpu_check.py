@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_check.py --json OUT.json [--only check|bench] [--repeat 3] [--workloads a,b]
         [--quantization fp8] [--kv-cache-dtype fp8] [--batch-invariant] [--profile workload:requests,...]
+        [--real-model SmolLM2-135M-Instruct.Q4_1.gguf]
 
-What is checked is in `gpu_correctness.py`; the exit status is 1 if something does not hold. The workloads run Llama 3.1
-8B's shape with random weights in bfloat16, with defaults; times are whole `LLM.generate` calls, each with a salt of its
-own, so that none finds another's prefixes.
+What is checked is in `gpu_correctness.py`, with a real model too if its file is named (`octavo pull` gets it); the exit
+status is 1 if something does not hold. The workloads run Llama 3.1 8B's shape with random weights in bfloat16, with
+defaults; times are whole `LLM.generate` calls, each with a salt of its own, so that none finds another's prefixes.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ def main() -> None:
     parser.add_argument("--quantization")
     parser.add_argument("--kv-cache-dtype")
     parser.add_argument("--batch-invariant", action="store_true")
+    parser.add_argument("--real-model", type=Path, help="SmolLM2's GGUF file; needs the package gguf")
     arguments = parser.parse_args()
     names = ("quantization", "kv_cache_dtype")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(arguments, name)) is not None}
@@ -144,7 +146,7 @@ def main() -> None:
     record: dict[str, Any] = environment()
     record["command"] = "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:])
     if arguments.only != "bench":
-        record["check"] = check()
+        record["check"] = check(arguments.real_model)
         print(json.dumps(record["check"]), flush=True)
     if arguments.only != "check":
         record["bench"] = bench([w for w in arguments.workloads.split(",") if w], arguments.repeat, profiled, options)

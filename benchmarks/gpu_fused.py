@@ -1,6 +1,6 @@
 """Kernels that do several things at once, against those that do one each; and tunings of decode attention.
 
-    python benchmarks/gpu_fused.py --json OUT.json [--only gemv,layer,gated,decode,fresh]
+    python benchmarks/gpu_fused.py --json OUT.json [--only gemv,layer,gated,gate,decode,decode_e4m3,fresh]
 
 The shapes are Llama 3.1 8B's, times are microseconds in CUDA graphs, weights and pages in turn so that none is found in
 the second-level cache. `gemv` has one and two rows by tile; `layer` a whole layer of a decode step; `gated` the product
@@ -32,9 +32,9 @@ from octavo.kernels.linear import few_rows_tuning
 from octavo.kernels.triton.gated_linear import EVERY_TILE, gated_linear
 from octavo.kernels.triton.gemv import GemvTile, gemv
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
-from octavo.kernels.triton.rms_norm import add_rms_norm
+from octavo.kernels.triton.rms_norm import add_rms_norm, rms_norm_fp8
 from octavo.kernels.triton.rope_and_cache import rope_and_cache
-from octavo.kernels.triton.silu_and_mul import silu_and_mul
+from octavo.kernels.triton.silu_and_mul import silu_and_mul, silu_and_mul_fp8
 from octavo.kernels.triton.skinny_linear import skinny_linear
 from octavo.kernels.triton.warm_up import compile_all, recorded
 
@@ -44,10 +44,15 @@ GEMV_TILES = [
 ]
 GATED_ROWS = (17, 64, 96, 128, 192, 256, 320, 384, 448, 512, 1024, 8192)
 MIXES = ((450, 200), (200, 300), (64, 400), (16, 500), (8, 250), (4, 2000), (1, 300), (1, 8000), (500, 760), (64, 4096))
-TUNINGS: list[dict[str, int]] = [
-    {"tile": 64, "num_stages": stages, "num_programs": programs}
-    for stages, programs in ((2, 396), (3, 396), (3, 528), (5, 396), (7, 264), (7, 132))
-]
+TUNINGS: dict[torch.dtype, list[tuple[int, int, int, int]]] = {  # tile, stages, programs, registers (0: no limit)
+    torch.bfloat16: [
+        (64, 2, 396, 0), (64, 3, 396, 0), (64, 3, 528, 0), (64, 5, 396, 0), (64, 7, 264, 0), (64, 7, 132, 0),
+    ],
+    torch.float8_e4m3fn: [
+        (64, 2, 396, 0), (64, 2, 528, 128), (64, 3, 396, 0), (64, 3, 528, 128), (64, 5, 528, 128), (64, 7, 264, 0),
+        (64, 7, 132, 0), (128, 2, 264, 0), (128, 3, 264, 0), (128, 3, 396, 168),
+    ],
+}  # fmt: skip
 Timed = dict[str, Any]
 HEADS: Timed = {"num_kv_heads": 8, "group": 4, "head_dim": 128, "page_size": 64}
 device = torch.device("cuda", 0)
@@ -174,18 +179,40 @@ def bench_gated() -> Timed:
     return out
 
 
-def bench_decode() -> list[Timed]:
+def bench_gate() -> Timed:
+    """{rows: {kernel: us}} of the gate and the norm apart, with the time that their bytes take at 3 TB/s."""
+    out: Timed = {}
+    gain = torch.rand(HIDDEN, device=device).bfloat16()
+    for rows in (64, 512, 8192):
+        both = [torch.randn(rows, SHAPES["gate_up"][0], device=device).bfloat16() for _ in range(3)]
+        x = [torch.randn(rows, HIDDEN, device=device).bfloat16() for _ in range(LAYERS)]
+        residual = x[0].clone()
+        inner = both[0].shape[1] // 2
+        found = {
+            "gate": graph_us(lambda t: silu_and_mul(t, pairs=True, pdl=True), both),
+            "gate, bytes": rows * inner * 6 / 3e6,
+            "gate e4m3": graph_us(lambda t: silu_and_mul_fp8(t, pairs=True, pdl=True), both),
+            "gate e4m3, bytes": rows * inner * 5 / 3e6,
+            "norm e4m3": graph_us(lambda t, r=residual: rms_norm_fp8(t, r, gain, 1e-5, pdl=True), x),
+            "norm e4m3, bytes": rows * HIDDEN * 7 / 3e6,
+        }
+        out[str(rows)] = found
+        print("gate", rows, {k: round(v, 1) for k, v in found.items()}, flush=True)
+    return out
+
+
+def bench_decode(dtype: torch.dtype = torch.bfloat16) -> list[Timed]:
     """Attention of rows with uniformly random lengths up to twice the mean, by tuning."""
     generator = torch.Generator().manual_seed(1)
-    return [mixed_lengths(rows, mean, generator) for rows, mean in MIXES]
+    return [mixed_lengths(rows, mean, dtype, generator) for rows, mean in MIXES]
 
 
-def mixed_lengths(rows: int, mean: int, generator: torch.Generator) -> Timed:
+def mixed_lengths(rows: int, mean: int, dtype: torch.dtype, generator: torch.Generator) -> Timed:
     lengths = (torch.rand(rows, generator=generator) * 2 * mean).int().clamp(8, 8191)
     pages = (lengths + 63) // 64
     total = int(pages.sum())
     layers = [
-        [torch.randn(total, 8, 64, 128, device=device).bfloat16() for _ in range(2)]
+        [torch.randn(total, 8, 64, 128, device=device).to(dtype) for _ in range(2)]
         for _ in range(2 if total > 800 else 6)
     ]
     table = torch.zeros(rows, 128, dtype=torch.int32)
@@ -194,16 +221,22 @@ def mixed_lengths(rows: int, mean: int, generator: torch.Generator) -> Timed:
     where = [t.to(device) for t in (table, lengths, torch.arange(rows + 1, dtype=torch.int32))]
     q = torch.randn(rows, 32, 128, device=device).bfloat16()
     result = torch.empty_like(q)
-    found: Timed = {"rows": rows, "mean_keys": mean, "bytes": int(lengths.sum()) * 4096}
-    for options in TUNINGS:
+    found: Timed = {"rows": rows, "mean_keys": mean, "bytes": int(lengths.sum()) * 2 * 8 * 128 * dtype.itemsize}
+    scales = [torch.ones(8, device=device) if dtype.itemsize == 1 else None] * 2
+
+    def attend(decode: PagedDecode, kv: Any) -> None:
+        decode(q, *kv, *where, 0.1, result, k_scale=scales[0], v_scale=scales[1], pdl=True)
+
+    ways = {}
+    for tile, stages, programs, registers in TUNINGS[dtype]:
+        options = {"tile": tile, "num_stages": stages, "num_programs": programs, "maxnreg": registers or None}
         decode = PagedDecode(**HEADS, max_rows=rows, device=device, **options)
         decode.plan(where[1], where[2])
-
-        def attend(kv: Any, decode: PagedDecode = decode) -> None:
-            decode(q, *kv, *where, 0.1, result, pdl=True)
-
-        found[f"stages {options['num_stages']} programs {options['num_programs']}"] = graph_us(attend, layers)
-    print("decode", {k: round(v, 1) for k, v in found.items()}, flush=True)
+        label = f"tile {tile} stages {stages} programs {programs}" + (f" registers {registers}" if registers else "")
+        ways[label] = functools.partial(attend, decode)
+    prepared([functools.partial(way, layers[0]) for way in ways.values()])
+    found |= {label: graph_us(way, layers) for label, way in ways.items()}
+    print("decode", dtype, {k: round(v, 1) for k, v in found.items()}, flush=True)
     return found
 
 
@@ -253,7 +286,9 @@ PARTS: dict[str, Callable[[], Any]] = {
     "gemv": bench_gemv,
     "layer": bench_layer,
     "gated": bench_gated,
+    "gate": bench_gate,
     "decode": bench_decode,
+    "decode_e4m3": functools.partial(bench_decode, torch.float8_e4m3fn),
     "fresh": bench_fresh,
 }
 

@@ -37,6 +37,12 @@ def test_logprobs_are_as_close_to_float32_as_transformers_are(checks: Any, folde
     assert found["ok"], found
 
 
+@pytest.mark.model
+def test_the_real_model_is_as_close_to_float32_as_transformers_are(checks: Any, smollm2_gguf: Path) -> None:
+    found = checks.real_model(smollm2_gguf)
+    assert found["ok"], found
+
+
 @pytest.mark.parametrize("options", [{}, {"quantization": "fp8", "kv_cache_dtype": "fp8"}], ids=["bf16", "fp8"])
 def test_batching_changes_nothing_in_the_batch_invariant_mode(
     options: dict[str, Any], checks: Any, folder: Path

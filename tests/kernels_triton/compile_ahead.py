@@ -144,7 +144,10 @@ def glue_calls(fp8: bool) -> list[Callable[[], object]]:
         lambda: PageSwapper([kv, kv])(longs.view(-1, 2), to_host=False),
     ]
     if fp8:
-        calls += [lambda: rms_norm_fp8(x, x, weight, 1e-5), lambda: silu_and_mul_fp8(gate_up)]
+        calls += [
+            lambda: rms_norm_fp8(x, x, weight, 1e-5),
+            *(functools.partial(silu_and_mul_fp8, gate_up, pairs=pairs) for pairs in (False, True)),
+        ]
     return calls
 
 

@@ -57,17 +57,19 @@ def test_fp8_outputs_use_the_whole_range(device):
     assert (out.float().abs().amax(1).cpu() == torch.tensor([448.0, 448.0, 0.0, 448.0])).all()
 
 
-def test_silu_and_mul(device):
-    x = randn(3, 2 * 1100).to(device) * 4
+@pytest.mark.parametrize("size", [1100, 5000])
+def test_silu_and_mul(size, device):
+    x = randn(3, 2 * size).to(device) * 4
     wide = x.cpu().double()
-    expected = torch.nn.functional.silu(wide[:, :1100]) * wide[:, 1100:]
+    expected = torch.nn.functional.silu(wide[:, :size]) * wide[:, size:]
     assert relative_error(silu_and_mul(x), expected) < BF16
     out, scales = silu_and_mul_fp8(x)
     assert relative_error(out.float().cpu() * scales.cpu(), expected) < E4M3
 
 
-def test_silu_and_mul_of_pairs_is_that_of_halves(device):
-    x = randn(3, 2 * 1100).to(device)
+@pytest.mark.parametrize("size", [1100, 5000])
+def test_silu_and_mul_of_pairs_is_that_of_halves(size, device):
+    x = randn(3, 2 * size).to(device)
     pairs = x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
     assert torch.equal(silu_and_mul(pairs, pairs=True), silu_and_mul(x))
     for found, expected in zip(silu_and_mul_fp8(pairs, pairs=True), silu_and_mul_fp8(x), strict=True):

@@ -14,16 +14,27 @@ LEAST_SCALE = tl.constexpr(1e-30)
 
 
 @triton.jit
-def quantize_row(values):
-    """float32 [N] → (values / scale within +-448, scale), scale = max|values| / 448; 1 for a row of zeros.
+def row_scale(largest, broken):
+    """What a row is divided by so that its greatest magnitude becomes 448; 1 for a row of zeros.
 
-    A NaN or infinity makes the scale one too, and so every product of the row, but of no other row.
+    A NaN or infinity (`broken` is not 0 where there is a NaN: maxima pass over it) makes the scale one too, and so
+    every product of the row, but of no other row.
     """
-    largest = tl.max(tl.abs(values), 0)
     scale = tl.where(largest > 0, tl.maximum(largest / E4M3_MAX, LEAST_SCALE), 1.0)
-    broken = tl.max((values != values).to(tl.int32), 0)  # the maximum passes over NaN
-    scale = tl.where(broken != 0, float("nan"), scale)
-    return tl.clamp(values / scale, -E4M3_MAX, E4M3_MAX), scale
+    return tl.where(broken != 0, float("nan"), scale)
+
+
+@triton.jit
+def scale_to_e4m3(values, scale):
+    """values / scale, within +-448; by one reciprocal, as a division takes ten instructions."""
+    return tl.clamp(values * (1 / scale), -E4M3_MAX, E4M3_MAX)
+
+
+@triton.jit
+def quantize_row(values):
+    """float32 [N] → (values / scale within +-448, scale)."""
+    scale = row_scale(tl.max(tl.abs(values), 0), tl.max((values != values).to(tl.int32), 0))
+    return scale_to_e4m3(values, scale), scale
 
 
 @triton.jit
