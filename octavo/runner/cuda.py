@@ -1,4 +1,4 @@
-"""The runner on a GPU: rows live on the device, a step's inputs are built there, decode steps are CUDA graphs.
+"""The runner on a GPU: rows live on the device, a step's inputs are built there, small steps are CUDA graphs.
 
 The host sends one packed copy of the plan and a few lists of sampled rows, launches, and learns the tokens from a
 pinned copy one step later. In the steady state nothing waits for the device but the reading of that copy.
@@ -6,7 +6,6 @@ pinned copy one step later. In the steady state nothing waits for the device but
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from octavo.kernels.triton.copy_pages import PageCopier
 from octavo.kernels.triton.invariant_attention import InvariantAttention
 from octavo.kernels.triton.launch import use_pdl
 from octavo.kernels.triton.paged_decode import PagedDecode, decode_tuning
-from octavo.kernels.triton.paged_extend import PagedExtend, plan_extend
+from octavo.kernels.triton.paged_extend import PagedExtend
 from octavo.kernels.triton.prepare_step import pack_step, prepare_step, write_blocks
 from octavo.kernels.triton.process_logits import process_logits
 from octavo.kernels.triton.sample import Sampler
@@ -43,15 +42,15 @@ from octavo.runner.prefix_groups import SharingCost
 from octavo.runner.runner import Model, Pending
 from octavo.runner.sampler import logprobs_of
 from octavo.runner.sampling_tables import DeviceRows
-from octavo.runner.shared_prefix import FEWEST_ROWS, MAX_HEAD_DIM, SharedPages, shared_sizes
-from octavo.runner.step_buffers import RING, DeviceShape, HostOutputs, StepBuffers, not_owning
+from octavo.runner.shared_prefix import FEWEST_ROWS, MAX_HEAD_DIM, SharedPages
+from octavo.runner.step_buffers import RING, DeviceShape, HostOutputs, StepBuffers
+from octavo.runner.step_graphs import ExtendTiles, Size, StepGraphs
 from octavo.runner.swap import HostPages
 
 logger = logging.getLogger(__name__)
 
 FEW_ROWS = 8
 FEW_LAYERS = CALLS + 1  # of the model, to see and to load its kernels; products are timed over so many matrices
-Graph = tuple[torch.cuda.CUDAGraph, torch.Tensor]
 Phase = Callable[[str], AbstractContextManager[Callable[[float], None]]]
 
 
@@ -74,7 +73,7 @@ class CudaRunner:
     """Runs plans in order on one GPU; `launch` returns when the work is queued.
 
     Args:
-        graphs: capture decode steps as CUDA graphs (`capture`); without, everything is launched kernel by kernel.
+        graphs: capture steps as CUDA graphs; without, everything is launched kernel by kernel.
         fa3: computes prompts; None is the Triton kernel.
         fresh: computes prompts' beginnings; None is what computes all others.
         kept: file in which choices made at a start are kept for the next.
@@ -114,10 +113,10 @@ class CudaRunner:
         }
         self._shared: SharedPages | None = None
         self._invariant: InvariantAttention | None = None
+        self._single_tiles = torch.zeros(shape.max_num_seqs, 2, dtype=torch.int32, device=device)
+        self._single_tiles[:, 0] = torch.arange(shape.max_num_seqs)
         if shape.batch_invariant:
             self._invariant = InvariantAttention(**heads, max_keys=shape.max_model_len, device=device)
-            self._single_tiles = torch.zeros(shape.max_num_seqs, 2, dtype=torch.int32, device=device)
-            self._single_tiles[:, 0] = torch.arange(shape.max_num_seqs)
         elif share and shape.head_dim <= MAX_HEAD_DIM and shape.max_num_seqs >= FEWEST_ROWS:
             self._shared = SharedPages(
                 **heads,
@@ -134,19 +133,19 @@ class CudaRunner:
         self._copy_pages = PageCopier(caches)
         self._pool_tokens = len(kv_caches[0][0]) * shape.page_size
         self._host = HostPages(num_host_slots, PageSwapper(caches), device)
-        # By number of rows, without and with sharing: the graph and its logits.
-        self._graphs: tuple[dict[int, Graph], dict[int, Graph]] = {}, {}
+        tiled = self._invariant or self._extend
+        self._graphs = StepGraphs(
+            shape.max_num_seqs,
+            shape.max_num_batched_tokens,
+            sharing=self._shared is not None,
+            few_pairs=fa3 is not None,
+            tiles=ExtendTiles(shape.max_num_seqs, tiled.tokens_per_tile, self._invariant is not None, device),
+        )
         self._use_graphs = graphs
-        self._sizes: tuple[list[int], list[int]] = [], []
         self._steps = 0
         self._pooler = Pooler()
 
     # -- graphs ----------------------------------------------------------------------------------------------------
-
-    def graph_sizes(self) -> list[int]:
-        """Numbers of rows that decode steps are padded to."""
-        ladder = [1, 2, 4, 8, *range(16, 257, 16), *range(288, 513, 32), *range(576, 1 << 16, 64)]
-        return [size for size in ladder if size < self._shape.max_num_seqs] + [self._shape.max_num_seqs]
 
     def prepare(self, phase: Phase) -> None:
         """Whatever must be before the first step: kernels, choices of products, graphs.
@@ -165,31 +164,16 @@ class CudaRunner:
                 self._run_each_path(few)
         if not self._use_graphs:
             return
-        sizes = self.graph_sizes()
         with phase("choose products"):
-            full = max(self._shape.max_num_batched_tokens, sizes[-1])  # steps of prompts have as many tokens as may be
-            rows = sorted({*sizes, full})
+            # Prompts' steps have as many tokens as may be.
+            sizes = {number for size in self._graphs.sizes() for number in (size.tokens, size.samples)}
+            rows = sorted({*sizes, max(self._shape.max_num_batched_tokens, *sizes)})
             count = tune(matrices, [number for number in rows if number > FEW], self._kept, many=MANY)
             with torch.inference_mode():
                 count += tune_products(fp8_matrices, rows, self._kept)
             logger.info("%d products timed", count)
         with phase("capture graphs") as report:
-            self._capture(sizes, report)
-
-    def _capture(self, sizes: list[int], report: Callable[[float], None]) -> None:
-        """Capture decode steps of every size, the largest first, in one memory pool."""
-        pool = torch.cuda.graph_pool_handle()
-        wanted = [(size, False) for size in sizes]
-        if self._shared is not None:
-            wanted += [(size, True) for size in shared_sizes(sizes)]
-        for i, (size, shared) in enumerate(sorted(wanted, reverse=True)):
-            graph = torch.cuda.CUDAGraph()
-            with torch.inference_mode(), torch.cuda.graph(graph, pool=pool):
-                logits = not_owning(self._decode_step(size, shared))
-            self._graphs[shared][size] = graph, logits
-            report((i + 1) / len(wanted))
-        self._sizes = sorted(self._graphs[False]), sorted(self._graphs[True])
-        torch.cuda.synchronize()
+            self._graphs.capture(self._step_of, report)
 
     def _run_each_path(self, few: Model) -> None:
         """Run each path once on nothing, with a few of the model's layers: first to see which kernels there are, then
@@ -203,10 +187,13 @@ class CudaRunner:
     def _run_each_path_with_its_model(self) -> None:
         shape, buffers = self._shape, self._buffers
         with torch.inference_mode():
-            for size in {min(size, shape.max_num_seqs) for size in (1, 2, FEW_ROWS + 1, shape.max_num_seqs)}:
-                for shared in {False, self._shared is not None}:
-                    logits = self._decode_step(size, shared)
+            sizes = {min(size, shape.max_num_seqs) for size in (1, 2, FEW_ROWS + 1, shape.max_num_seqs)}
+            for size, shared in itertools.product(sizes, {False, self._shared is not None}):
+                logits = self._step_of(Size(size, size, shared, single=True))
             row_logsumexp(logits.float())
+            mixed = [size for size in self._graphs.sizes() if not size.single]
+            if self._use_graphs and mixed:
+                self._step_of(mixed[-1])
             counts = {min(1, shape.max_num_seqs - 1), min(FEW_ROWS, shape.max_num_seqs - 1)}
             for singles, context in itertools.product(counts, (0, 1)):
                 plan = _plan_of_nothing(singles, min(64, shape.max_num_batched_tokens - singles), context)
@@ -255,16 +242,17 @@ class CudaRunner:
         self._rows.update(plan)
         chosen = np.flatnonzero(plan.sample).astype(np.int32)
         count = len(chosen)
-        decodes = plan.num_tokens == len(plan.rows) == count
-        padded = self._graph_size(count, shared) if decodes else count
-        self._send_samples(plan, chosen, padded, buffers.host_samples[slot])
+        found = self._graphs.find(plan, count, shared)
+        self._send_samples(plan, chosen, found.size.samples if found else count, buffers.host_samples[slot])
         scored: tuple[LogprobArrays, ...] = ()
         pooled: tuple[Float32Array, ...] = ()
         unusable: tuple[int, ...] = ()
         self._pooler.forget(plan)
-        if decodes and padded in self._graphs[shared]:
-            graph, logits = self._graphs[shared][padded]
-            graph.replay()
+        if found is not None:
+            if not found.size.single:
+                self._graphs.tiles.send(plan, found.size.tokens, slot)
+            found.graph.replay()
+            logits = found.logits
         else:
             hidden, logits = self._mixed_step(plan, sample=count, shared=shared)
             scored = tuple(self._score(plan, hidden, entry) for entry in plan.prompt_logprobs)
@@ -277,14 +265,8 @@ class CudaRunner:
         """Wait for the device and let go of its memory."""
         torch.cuda.synchronize()
         self._host.close()
-        self._graphs = {}, {}
+        self._graphs.clear()
         self._kv_caches = []
-
-    def _graph_size(self, count: int, shared: bool) -> int:
-        """The smallest captured size that holds `count` rows; `count` itself without graphs."""
-        sizes = self._sizes[shared]
-        at = bisect.bisect_left(sizes, count)
-        return sizes[at] if at < len(sizes) else count
 
     @staticmethod
     def _pack(plan: StepPlan, out: torch.Tensor) -> int:
@@ -311,17 +293,20 @@ class CudaRunner:
         values[2, :count] = np.cumsum(plan.query_lens)[chosen] - 1
         self._buffers.samples[:, :padded].copy_(host[:, :padded], non_blocking=True)
 
-    def _decode_step(self, size: int, shared: bool = False) -> torch.Tensor:
-        """Everything of a step of `size` single-token rows that all sample; this is what a graph holds."""
-        buffers = self._buffers
-        metadata = self._prepare(size, size, 1)
+    def _step_of(self, size: Size) -> torch.Tensor:
+        """Everything of a step of a size → its logits; this is what a graph holds."""
+        samples = self._buffers.samples[:, : size.samples]
+        rows = min(size.tokens, self._shape.max_num_seqs)
+        metadata = self._prepare(size.tokens, rows, 1 if size.single else size.tokens)
+        tiles = self._single_tiles[:rows] if size.single else self._graphs.tiles.of(size.tokens)
         if self._invariant is not None:
-            attend = attention_of(over_tiles(self._invariant, metadata, self._single_tiles[:size]))
+            attend = attention_of(over_tiles(self._invariant, metadata, tiles))
         else:
-            attend = attention_of(self._plan_decode(metadata, shared))
-        hidden = self._model.hidden_states(self._batch(metadata, attend))
-        logits = self._model.logits(hidden)
-        self._sample(logits, buffers.samples[:, :size])
+            prompts = None if size.single else over_tiles(self._extend, metadata, tiles)
+            attend = attention_of(self._plan_decode(metadata, size.shared), prompts)
+        wanted = None if size.single else samples[2]
+        logits = self._model.logits(self._model.hidden_states(self._batch(metadata, attend, wanted)))
+        self._sample(logits, samples)
         return logits
 
     def _plan_decode(self, metadata: AttentionMetadata, shared: bool) -> AttendRows:
@@ -357,8 +342,7 @@ class CudaRunner:
         metadata = self._prepare(plan.num_tokens, len(plan.rows), longest)
         fresh: Fa3Fresh | None = None
         if self._invariant is not None:
-            tiles = plan_extend(plan.query_lens, plan.context_lens, self._invariant.tokens_per_tile)
-            attend = attention_of(over_tiles(self._invariant, metadata, self._send_tiles(tiles)))
+            attend = attention_of(over_tiles(self._invariant, metadata, self._send_tiles(plan)))
         else:
             singles = int((plan.query_lens == 1).sum())  # they come first
             decode = self._plan_decode(metadata, shared) if singles else None
@@ -400,11 +384,11 @@ class CudaRunner:
                 dtype=self._kv_caches[0][0].dtype,
             )
             return self._fa3
-        lengths, contexts = plan.query_lens[:end_row], plan.context_lens[:end_row]
-        tiles = plan_extend(lengths, contexts, self._extend.tokens_per_tile, min_query_len=2)
-        return over_tiles(self._extend, metadata, self._send_tiles(tiles))
+        return over_tiles(self._extend, metadata, self._send_tiles(plan, end_row))
 
-    def _send_tiles(self, tiles: Int32Array) -> torch.Tensor:
+    def _send_tiles(self, plan: StepPlan, end_row: int | None = None) -> torch.Tensor:
+        """Of the rows before `end_row`."""
+        tiles = self._graphs.tiles.plan(plan.query_lens[:end_row], plan.context_lens[:end_row])
         return torch.from_numpy(tiles).pin_memory().to(self._device, non_blocking=True)
 
     def _prepare(self, num_tokens: int, num_rows: int, max_query_len: int) -> AttentionMetadata:
