@@ -179,11 +179,19 @@ def http(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str, A
 
 
 def client(port: int, rate: str, count: int, logs: Path) -> dict[str, Any]:
-    """`octavo bench serve` in a process of its own; its figures without each request's."""
+    """`octavo bench serve` in a process of its own; its figures without each request's. Each rate has a salt, so that it
+    does not find in the prefix cache what the one before it sent."""
     out = logs / f"client-{port}-{rate}.json"
     command = [sys.executable, "-m", "octavo.cli", "bench", "serve", "--base-url", f"http://127.0.0.1:{port}"]
     command += ["--workload", "sharegpt_1000", "--num-prompts", str(count), "--request-rate", rate]
-    command += ["--vocab-size", "128256", "--json", str(out)]
+    command += [
+        "--vocab-size",
+        "128256",
+        "--extra-body",
+        json.dumps({"cache_salt": f"rate {rate}"}),
+        "--json",
+        str(out),
+    ]
     run(command, dict(os.environ), logs / f"client-{port}-{rate}.log")
     figures = json.loads(out.read_text())
     wanted = ("completed", "failed", "duration_s", "output_tokens_per_s", "ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")

@@ -26,7 +26,9 @@ def test_every_kernel_compiles(target, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     compiled = {line["kernel"]: line["shared"] for line in map(json.loads, done.stdout.splitlines())}
     assert max(compiled.values()) <= SHARED_MEMORY[target], compiled
-    needs_e4m3 = {"quantize_rows_kernel", "silu_and_mul_fp8_kernel", "skinny_fp8_kernel"} if target == "sm_80" else set()
+    needs_e4m3 = (
+        {"quantize_rows_kernel", "silu_and_mul_fp8_kernel", "skinny_fp8_kernel"} if target == "sm_80" else set()
+    )
     assert set(compiled) == kernels_in_the_package() - needs_e4m3
 
 

@@ -119,10 +119,11 @@ def attend_tiles(
 ):  # fmt: skip
     """Take tiles [first_tile, last_tile) of one row and kv head into (maximum [M], sum [M], output [M, D]).
 
-    Values of one byte are multiplied a quarter of the dims at a time, read as words of four: an operand of a product
-    has its keys side by side, and single bytes would be read from shared memory one by one.
+    For few queries values of one byte are multiplied a quarter of the dims at a time, read as words of four: an operand
+    of a product has its keys side by side, and single bytes would be read from shared memory one by one. For 64 queries
+    Hopper's product reads its operand from shared memory itself, and Triton 3.6 compiles words wrongly.
     """
-    if v_cache.dtype.element_ty.primitive_bitwidth == 8:
+    if v_cache.dtype.element_ty.primitive_bitwidth == 8 and q.shape[0] == 16:
         word_cache = v_cache.to(tl.pointer_type(tl.int32))
         acc0, acc1, acc2, acc3 = split_quarters(acc)
         for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
