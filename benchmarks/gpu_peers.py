@@ -153,9 +153,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def http(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str, Any]:
-    """What one client sees of each server, at each rate."""
-    result: dict[str, Any] = {}
+def http(arguments: argparse.Namespace, folder: Path, logs: Path, record: dict[str, Any]) -> None:
+    """What one client sees of each server, at each rate; saved in the record after each rate."""
+    result: dict[str, Any] = record.setdefault("http", {})
     engines = ["octavo"] if arguments.without_peer else ["octavo", "vllm"]
     for engine in engines:
         port = free_port()
@@ -170,28 +170,23 @@ def http(arguments: argparse.Namespace, folder: Path, logs: Path) -> dict[str, A
             command = [sys.executable, "-m", module, "--model", str(folder), *options, "--disable-uvicorn-access-log"]
             environ = peer_environ(arguments)
         with served(command, environ, port, logs / f"{engine}-server.log") as seconds:
-            found: dict[str, Any] = {"ready_s": seconds}
+            found = result[engine] = {"ready_s": seconds}
             for rate, count in arguments.rates:
                 found[f"rate {rate}"] = client(port, rate, count, logs)
                 print(engine, rate, json.dumps(found[f"rate {rate}"]), flush=True)
-        result[engine] = found
-    return result
+                save(arguments.json, record)
 
 
 def client(port: int, rate: str, count: int, logs: Path) -> dict[str, Any]:
-    """`octavo bench serve` in a process of its own; its figures without each request's. Each rate has a salt, so that it
-    does not find in the prefix cache what the one before it sent."""
+    """`octavo bench serve` in a process of its own; its figures without each request's.
+
+    Each rate has a salt, so that it does not find in the prefix cache what the one before it sent.
+    """
     out = logs / f"client-{port}-{rate}.json"
     command = [sys.executable, "-m", "octavo.cli", "bench", "serve", "--base-url", f"http://127.0.0.1:{port}"]
     command += ["--workload", "sharegpt_1000", "--num-prompts", str(count), "--request-rate", rate]
-    command += [
-        "--vocab-size",
-        "128256",
-        "--extra-body",
-        json.dumps({"cache_salt": f"rate {rate}"}),
-        "--json",
-        str(out),
-    ]
+    salt = json.dumps({"cache_salt": f"rate-{rate}"})
+    command += ["--vocab-size", "128256", "--extra-body", salt, "--json", str(out)]
     run(command, dict(os.environ), logs / f"client-{port}-{rate}.log")
     figures = json.loads(out.read_text())
     wanted = ("completed", "failed", "duration_s", "output_tokens_per_s", "ttft_ms", "tpot_ms", "itl_ms", "e2el_ms")
@@ -229,12 +224,11 @@ def main() -> None:
             record["offline"] = offline(arguments, folder, logs)
             save(arguments.json, record)
         if arguments.only != "offline":
-            record["http"] = http(arguments, folder, logs)
-            save(arguments.json, record)
+            http(arguments, folder, logs, record)
 
 
 def save(path: Path | None, record: dict[str, Any]) -> None:
-    """After each part, so that a run that is cut off leaves what it has."""
+    """So that a run that is cut off leaves what it has."""
     if path is not None:
         path.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -109,7 +109,8 @@ class Fa3Extend:
 class Fa3Fresh:
     """Attention of prompts' beginnings, which have no keys but this step's: read where they were made, not from pages.
 
-    That is 7 % faster, as whole tiles can be copied at once, and exact where pages are e4m3.
+    For pages of e4m3, which FA3 cannot read beside wider queries: so most prompts have its speed all the same, and
+    exact keys. From pages of 16 bits it is as fast (benchmarks/gpu_fused.py).
     """
 
     def __init__(self, *, num_heads: int, num_kv_heads: int, head_dim: int):
@@ -152,10 +153,10 @@ class Fa3Fresh:
 
 
 def choose_fa3_fresh(
-    backend: str, device: torch.device, *, num_heads: int, num_kv_heads: int, head_dim: int
+    backend: str, device: torch.device, kv_dtype: torch.dtype, *, num_heads: int, num_kv_heads: int, head_dim: int
 ) -> Fa3Fresh | None:
-    """The same for prompts' beginnings, whatever their pages hold; None is the way of all other rows."""
-    if backend == "triton" or why_not(device, head_dim, torch.bfloat16) is not None:
+    """The same for prompts' beginnings, where FA3 cannot read the pages; None is the way of all other rows."""
+    if backend == "triton" or kv_dtype != torch.float8_e4m3fn or why_not(device, head_dim, torch.bfloat16) is not None:
         return None
     return Fa3Fresh(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
 

@@ -337,7 +337,7 @@ def _build_runner(
             sizes,
             graphs=not options.device.enforce_eager,
             fa3=fa3,
-            fresh=choose_fa3_fresh(backend, device, **heads),
+            fresh=choose_fa3_fresh(backend, device, kv_dtype, **heads),
             kept=cache_folder().parent / "products.json",
             share=options.device.shared_prefix_attention,
             num_host_slots=memory.num_host_slots,

@@ -75,7 +75,7 @@ class CudaRunner:
     Args:
         graphs: capture steps as CUDA graphs; without, everything is launched kernel by kernel.
         fa3: computes prompts; None is the Triton kernel.
-        fresh: computes prompts' beginnings; None is what computes all others.
+        fresh: computes prompts' beginnings, where FA3 cannot read the pages; None is what computes all others.
         kept: file in which choices made at a start are kept for the next.
         share: read pages that rows share once, in steps where it pays.
         num_host_slots: pages of preempted sequences that host memory shall hold.
@@ -138,7 +138,7 @@ class CudaRunner:
             shape.max_num_seqs,
             shape.max_num_batched_tokens,
             sharing=self._shared is not None,
-            few_pairs=fa3 is not None,
+            few_pairs=fa3 is not None or fresh is not None,
             tiles=ExtendTiles(shape.max_num_seqs, tiled.tokens_per_tile, self._invariant is not None, device),
         )
         self._use_graphs = graphs

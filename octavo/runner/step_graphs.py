@@ -21,6 +21,7 @@ from octavo.runner.shared_prefix import shared_sizes
 from octavo.runner.step_buffers import RING, not_owning
 
 MOST_TOKENS = 1024
+_MOST_SAMPLES = 512  # of a step that is not single-token rows alone
 _MOST_PAIRS = 1 << 21  # of queries and keys: with more, FA3 gains what launching its step takes
 
 
@@ -112,8 +113,8 @@ class StepGraphs:
         if self._sharing:
             found += [Size(n, n, True, True) for n in shared_sizes(rows)]
         for tokens in (n for n in self.token_sizes() if n <= self._most_tokens):
-            most = min(tokens, self._max_num_seqs)
-            halves = {most, min(tokens // 2, self._max_num_seqs)} if tokens >= 256 else {most}
+            most = min(tokens, _MOST_SAMPLES, self._max_num_seqs)
+            halves = {most, min(tokens // 2, most)} if 256 <= tokens <= _MOST_SAMPLES else {most}
             found += [Size(tokens, samples, False, False) for samples in halves]
             if self._sharing and tokens in (128, 256, 512, MOST_TOKENS):
                 found.append(Size(tokens, most, True, False))
@@ -127,7 +128,7 @@ class StepGraphs:
     @staticmethod
     def token_sizes() -> list[int]:
         """Numbers of tokens that other steps are padded to."""
-        return [32, *range(64, 513, 64), *range(640, MOST_TOKENS + 1, 128)]
+        return [32, *range(64, MOST_TOKENS + 1, 64)]
 
     def capture(self, step: Callable[[Size], torch.Tensor], report: Callable[[float], None]) -> None:
         """Capture every size in one memory pool; `step` launches all of one and returns its logits."""

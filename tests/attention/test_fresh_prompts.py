@@ -74,4 +74,4 @@ def test_the_parts_of_a_step_are_the_whole(
 
 def test_a_cpu_has_no_kernel_for_them() -> None:
     heads = {"num_heads": HEADS, "num_kv_heads": KV_HEADS, "head_dim": 64}
-    assert choose_fa3_fresh("auto", torch.device("cpu"), **heads) is None
+    assert choose_fa3_fresh("auto", torch.device("cpu"), torch.float8_e4m3fn, **heads) is None

@@ -61,6 +61,8 @@ def test_any_other_step_of_few_tokens_has_one_by_tokens_and_samples() -> None:
     assert found(graphs(), step([1] * 200 + [20])) == Size(256, 256, False, False)
     assert found(graphs(), step([1] * 70 + [160]), shared=True) == Size(256, 256, True, False)
     assert found(graphs(), step([500], sampling=0)) == Size(512, 256, False, False)
+    assert found(graphs(1024), step([1] * 500 + [160])) == Size(704, 512, False, False)
+    assert found(graphs(1024), step([1] * 600 + [160])) is None
     assert found(graphs(), step([1, 1, 1], sampling=2)) == Size(32, 32, False, False)
 
 

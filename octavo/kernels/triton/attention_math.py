@@ -70,25 +70,3 @@ def online_softmax(scores, running_max, running_sum, scale_log2, SCALED: tl.cons
         weights = tl.exp2(scores * scale_log2 - safe[:, None])
     factor = tl.exp2(running_max - safe)
     return weights, factor, new_max, running_sum * factor + tl.sum(weights, 1)
-
-
-@triton.jit
-def quarter(words, j: tl.constexpr, cache):
-    """Elements 4 i + j of rows that were read as words [N, D / 4] of four; `cache` points to their type."""
-    return (words >> (8 * j)).to(tl.uint8).to(cache.dtype.element_ty, bitcast=True)
-
-
-@triton.jit
-def split_quarters(x):
-    """x [M, D] → four [M, D / 4]: the columns 4 i, 4 i + 1, 4 i + 2 and 4 i + 3."""
-    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 4, 2, 2]))
-    x0, x2 = tl.split(even)
-    x1, x3 = tl.split(odd)
-    return x0, x1, x2, x3
-
-
-@triton.jit
-def join_quarters(x0, x1, x2, x3):
-    """What `split_quarters` took apart."""
-    whole = tl.join(tl.join(x0, x2), tl.join(x1, x3))
-    return tl.reshape(whole, [x0.shape[0], 4 * x0.shape[1]])

@@ -21,16 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from octavo.kernels.triton.attention_math import (
-    LN2,
-    join_quarters,
-    key_offsets,
-    online_softmax,
-    quarter,
-    split_quarters,
-    transform_scores,
-    visible,
-)
+from octavo.kernels.triton.attention_math import LN2, key_offsets, online_softmax, transform_scores, visible
 from octavo.kernels.triton.launch import pdl_options, pipeline_stages
 
 _MERGE_ELEMENTS = 4096  # of partial results in flight at once
@@ -82,73 +73,29 @@ def plan_kernel(
 
 
 @triton.jit
-def weigh_keys(
-    q, maximum, total, positions, slopes, k_cache, at, keys, seq_len, scale_log2, softcap,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr,
-):  # fmt: skip
-    """One tile of keys at offsets `at` → (weights [M, TILE] of q's type, factor [M], new maximum, new sum)."""
-    dims = tl.arange(0, BLOCK_D)
-    # Slots past the end may hold anything, even NaN, which a weight of zero would not undo.
-    mask = (keys < seq_len)[:, None]
-    if BLOCK_D != HEAD_DIM:
-        mask = mask & (dims < HEAD_DIM)[None, :]
-    k = tl.load(k_cache + (at[:, None] + dims[None, :]), mask=mask, other=0.0)
-    dots = tl.dot(q, tl.trans(k.to(q.dtype)))
-    scores = transform_scores(dots, keys, positions, slopes, scale_log2, softcap, SOFTCAP, ALIBI)
-    scores = tl.where(visible(keys, positions, WINDOW), scores, float("-inf"))
-    weights, factor, maximum, total = online_softmax(scores, maximum, total, scale_log2, SOFTCAP or ALIBI)
-    return weights.to(q.dtype), factor, maximum, total
-
-
-@triton.jit
-def load_values(v_cache, at, keys, seq_len, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Values [TILE, D] at offsets `at`; 0 past the end."""
-    dims = tl.arange(0, BLOCK_D)
-    mask = (keys < seq_len)[:, None]
-    if BLOCK_D != HEAD_DIM:
-        mask = mask & (dims < HEAD_DIM)[None, :]
-    return tl.load(v_cache + (at[:, None] + dims[None, :]), mask=mask, other=0)
-
-
-@triton.jit
 def attend_tiles(
     q, maximum, total, acc, positions, slopes, k_cache, v_cache, table, head, seq_len, first_tile, last_tile,
     stride_page, stride_head, scale_log2, softcap,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, ALIBI: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Take tiles [first_tile, last_tile) of one row and kv head into (maximum [M], sum [M], output [M, D]).
-
-    For few queries values of one byte are multiplied a quarter of the dims at a time, read as words of four: an operand
-    of a product has its keys side by side, and single bytes would be read from shared memory one by one. For 64 queries
-    Hopper's product reads its operand from shared memory itself, and Triton 3.6 compiles words wrongly.
-    """
-    if v_cache.dtype.element_ty.primitive_bitwidth == 8 and q.shape[0] == 16:
-        word_cache = v_cache.to(tl.pointer_type(tl.int32))
-        acc0, acc1, acc2, acc3 = split_quarters(acc)
-        for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
-            keys = tile * TILE + tl.arange(0, TILE)
-            at = key_offsets(table, tile * TILE, seq_len, head, stride_page, stride_head, HEAD_DIM, PAGE, TILE)
-            weights, factor, maximum, total = weigh_keys(
-                q, maximum, total, positions, slopes, k_cache, at, keys, seq_len, scale_log2, softcap,
-                HEAD_DIM, BLOCK_D, WINDOW, SOFTCAP, ALIBI,
-            )  # fmt: skip
-            words = load_values(word_cache, at // 4, keys, seq_len, HEAD_DIM // 4, BLOCK_D // 4)
-            acc0 = tl.dot(weights, quarter(words, 0, v_cache).to(q.dtype), acc0 * factor[:, None])
-            acc1 = tl.dot(weights, quarter(words, 1, v_cache).to(q.dtype), acc1 * factor[:, None])
-            acc2 = tl.dot(weights, quarter(words, 2, v_cache).to(q.dtype), acc2 * factor[:, None])
-            acc3 = tl.dot(weights, quarter(words, 3, v_cache).to(q.dtype), acc3 * factor[:, None])
-        acc = join_quarters(acc0, acc1, acc2, acc3)
-    else:
-        for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
-            keys = tile * TILE + tl.arange(0, TILE)
-            at = key_offsets(table, tile * TILE, seq_len, head, stride_page, stride_head, HEAD_DIM, PAGE, TILE)
-            weights, factor, maximum, total = weigh_keys(
-                q, maximum, total, positions, slopes, k_cache, at, keys, seq_len, scale_log2, softcap,
-                HEAD_DIM, BLOCK_D, WINDOW, SOFTCAP, ALIBI,
-            )  # fmt: skip
-            v = load_values(v_cache, at, keys, seq_len, HEAD_DIM, BLOCK_D)
-            acc = tl.dot(weights, v.to(q.dtype), acc * factor[:, None])
+    """Take tiles [first_tile, last_tile) of one row and kv head into (maximum [M], sum [M], output [M, D])."""
+    dims = tl.arange(0, BLOCK_D)
+    for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
+        keys = tile * TILE + tl.arange(0, TILE)
+        at = key_offsets(table, tile * TILE, seq_len, head, stride_page, stride_head, HEAD_DIM, PAGE, TILE)
+        offsets = at[:, None] + dims[None, :]
+        # Slots past the end may hold anything, even NaN, which a weight of zero would not undo.
+        mask = (keys < seq_len)[:, None]
+        if BLOCK_D != HEAD_DIM:
+            mask = mask & (dims < HEAD_DIM)[None, :]
+        k = tl.load(k_cache + offsets, mask=mask, other=0.0)
+        v = tl.load(v_cache + offsets, mask=mask, other=0.0)
+        dots = tl.dot(q, tl.trans(k.to(q.dtype)))
+        scores = transform_scores(dots, keys, positions, slopes, scale_log2, softcap, SOFTCAP, ALIBI)
+        scores = tl.where(visible(keys, positions, WINDOW), scores, float("-inf"))
+        weights, factor, maximum, total = online_softmax(scores, maximum, total, scale_log2, SOFTCAP or ALIBI)
+        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * factor[:, None])
     return maximum, total, acc
 
 
@@ -345,8 +292,12 @@ def decode_tuning(max_rows: int, fp8: bool = False) -> dict[str, int]:
     memory busier than two with three (20 to 25 % for mixed lengths of some hundred keys, 5 % for long ones); e4m3 needs
     more warps to convert than its smaller tiles leave in flight.
     """
-    if fp8 and max_rows > 16:
-        return {"tile": 64, "num_stages": 2, "num_programs": 528, "maxnreg": 128}
+    if fp8:
+        if max_rows <= 8:
+            return {"tile": 64, "num_stages": 7, "num_programs": 132}
+        if max_rows <= 48:
+            return {"tile": 64, "num_stages": 7, "num_programs": 264}
+        return {"tile": 64, "num_stages": 5, "num_programs": 528, "maxnreg": 128}
     return {"tile": 64, "num_stages": 2, "num_programs": 396}
 
 
