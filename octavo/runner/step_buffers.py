@@ -34,8 +34,8 @@ class HostOutputs:
     """Pinned memory for one step's tokens and flags."""
 
     def __init__(self, count: int):
-        self.tokens = torch.empty(count, dtype=torch.int32, pin_memory=True)
-        self.failed = torch.empty(count, dtype=torch.int8, pin_memory=True)
+        self.tokens = torch.empty(count, dtype=torch.int32).pin_memory()
+        self.failed = torch.empty(count, dtype=torch.int8).pin_memory()
 
 
 class _Memory:
