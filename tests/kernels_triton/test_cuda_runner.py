@@ -88,16 +88,21 @@ def used(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> list[Size]:
     return used
 
 
-def generate(folder: Path, **options: Any) -> tuple[list[list[int]], int]:
-    """Tokens of every sample, and how often a request was preempted."""
+def generate(folder: Path, **options: Any) -> tuple[list[list[int]], list[float], int]:
+    """Tokens of every sample, logprobs of those that want them, and how often a request was preempted."""
     prompts = [[(7 * i + j) % 90 + 3 for j in range(length)] for i, length in enumerate((2, 11, 20, 45))]
+    more: list[dict[str, Any]] = [{}, {"n": 2, "prompt_logprobs": 0}, {"logprobs": 2}, {"n": 2}]
     params = [
-        SamplingParams(temperature=0.8 * (i % 2), seed=i, max_tokens=3 + 4 * i, n=1 + i % 2, ignore_eos=True)
-        for i in range(4)
+        SamplingParams(temperature=0.8 * (i % 2), seed=i, max_tokens=3 + 4 * i, ignore_eos=True, **fields)
+        for i, fields in enumerate(more)
     ]
     with LLM(str(folder), **(OPTIONS | options)) as llm:
         results = llm.generate(prompts, params, use_tqdm=False)
-        return [out.token_ids for result in results for out in result.outputs], llm.stats().num_preemptions
+        preemptions = llm.stats().num_preemptions
+    entries = [*(results[1].prompt_logprobs or [])[1:], *(results[2].outputs[0].logprobs or [])]
+    assert len(entries) == 10 + 11
+    tokens = [out.token_ids for result in results for out in result.outputs]
+    return tokens, [entry.logprob for entry in entries if entry is not None], preemptions
 
 
 @pytest.mark.parametrize(
@@ -114,9 +119,11 @@ def test_requests_get_the_tokens_that_a_cpu_gives_them(
     options: dict[str, Any], tmp_path: Path, used: list[Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_tiny_llama(tmp_path / "model", tokenizer=False)
-    found, preemptions = generate(folder, **options)
+    tokens, logprobs, preemptions = generate(folder, **options)
     monkeypatch.undo()
-    assert found == generate(folder, **options)[0]
+    expected = generate(folder, **options)
+    assert tokens == expected[0]
+    assert logprobs == pytest.approx(expected[1], abs=1e-4)
     assert (preemptions > 0) == ("num_gpu_blocks_override" in options)
     eager = "enforce_eager" in options
     assert bool(used) != eager
