@@ -308,40 +308,11 @@ def _build_runner(
 
     kv_caches = [(pages(), pages()) for _ in range(config.num_hidden_layers)]
     table = cos_sin_table(config.rope, config.head_dim, memory.max_model_len, config.max_position_embeddings)
-    backend = choose_backend(options)
-    heads = {
-        "num_heads": config.num_attention_heads,
-        "num_kv_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-    }
-    fa3 = choose_fa3(backend, device, kv_dtype, page_size=page_size, **heads)
     if device.type == "cuda":
-        from octavo.runner.cuda import CudaRunner
-        from octavo.runner.step_buffers import DeviceShape
-
-        sizes = DeviceShape(
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            vocab_size=config.vocab_size,
-            page_size=page_size,
-            max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=limits.max_num_batched_tokens,
-            max_model_len=memory.max_model_len,
-            batch_invariant=options.device.batch_invariant,
-        )
-        return CudaRunner(
-            model,
-            kv_caches,
-            table.to(device),
-            sizes,
-            graphs=not options.device.enforce_eager,
-            fa3=fa3,
-            fresh=choose_fa3_fresh(backend, device, kv_dtype, **heads),
-            kept=cache_folder().parent / "products.json",
-            share=options.device.shared_prefix_attention,
-            num_host_slots=memory.num_host_slots,
-        )
+        return cuda_runner(model, config, options, memory, kv_caches, table.to(device), limits)
+    choose_fa3(
+        choose_backend(options), device, kv_dtype, page_size=page_size, **_heads(config)
+    )  # refuses what cannot be
     return Runner(
         model,
         kv_caches,
@@ -353,6 +324,51 @@ def _build_runner(
         page_size=page_size,
         asynchronous=options.scheduler.async_scheduling,
         record_decodes=not options.device.enforce_eager,
+        num_host_slots=memory.num_host_slots,
+    )
+
+
+def _heads(config: ModelConfig) -> dict[str, int]:
+    return {
+        "num_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+    }
+
+
+def cuda_runner(
+    model: Llama,
+    config: ModelConfig,
+    options: EngineConfig,
+    memory: MemoryPlan,
+    kv_caches: list[tuple[torch.Tensor, torch.Tensor]],
+    table: torch.Tensor,
+    limits: StepLimits,
+) -> CudaRunner:
+    """A GPU's runner. What is not loaded where there is none is imported here."""
+    from octavo.runner.cuda import CudaRunner
+    from octavo.runner.step_buffers import DeviceShape
+
+    backend, heads, keys = choose_backend(options), _heads(config), kv_caches[0][0]
+    shape = DeviceShape(
+        **heads,
+        vocab_size=config.vocab_size,
+        page_size=memory.page_size,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=memory.max_model_len,
+        batch_invariant=options.device.batch_invariant,
+    )
+    return CudaRunner(
+        model,
+        kv_caches,
+        table,
+        shape,
+        graphs=not options.device.enforce_eager,
+        fa3=choose_fa3(backend, keys.device, keys.dtype, page_size=memory.page_size, **heads),
+        fresh=choose_fa3_fresh(backend, keys.device, keys.dtype, **heads),
+        kept=cache_folder().parent / "products.json",
+        share=options.device.shared_prefix_attention,
         num_host_slots=memory.num_host_slots,
     )
 

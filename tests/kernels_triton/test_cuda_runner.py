@@ -14,7 +14,6 @@ from octavo.engine import load
 from octavo.runner import cuda, shared_prefix
 from octavo.runner.cuda import CudaRunner
 from octavo.runner.prefix_groups import SharingCost
-from octavo.runner.step_buffers import DeviceShape
 from octavo.runner.step_graphs import Captured, Size, StepGraphs
 from tests.tiny_models import SHAPE, make_tiny_llama
 
@@ -57,18 +56,7 @@ def used(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> list[Size]:
         shape = (memory.num_pages, config.num_key_value_heads, page_size, config.head_dim)
         caches = [(torch.zeros(shape), torch.zeros(shape)) for _ in range(config.num_hidden_layers)]
         table = load.cos_sin_table(config.rope, config.head_dim, memory.max_model_len, config.max_position_embeddings)
-        sizes = DeviceShape(
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            vocab_size=config.vocab_size,
-            page_size=page_size,
-            max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=limits.max_num_batched_tokens,
-            max_model_len=memory.max_model_len,
-            batch_invariant=options.device.batch_invariant,
-        )
-        return CudaRunner(model, caches, table, sizes, graphs=not options.device.enforce_eager)
+        return load.cuda_runner(model, config, options, memory, caches, table, limits)
 
     def capture(self: StepGraphs, step: Callable[[Size], torch.Tensor], report: Callable[[float], None]) -> None:
         for size in self.sizes():
