@@ -38,6 +38,10 @@ from octavo.bench.workloads import WORKLOADS  # noqa: E402
 START_LIMIT_S = 300
 
 
+class NotStartedError(Exception):
+    """A server that ended or took too long; its last words."""
+
+
 def synthetic_tokenizer(folder: Path, size: int = 128_000) -> None:
     """A byte-level BPE tokenizer of `size` tokens: the bytes, then words of two, three and four letters."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -133,8 +137,7 @@ def served(command: list[str], environ: dict[str, str], port: int, log: Path) ->
             except OSError:
                 pass
             if process.poll() is not None or time.monotonic() - begin > START_LIMIT_S:
-                print(log.read_text(errors="replace")[-3000:], flush=True)
-                raise SystemExit("the server did not start")
+                raise NotStartedError(log.read_text(errors="replace")[-3000:])
             time.sleep(0.1)
         yield time.monotonic() - begin
     finally:
@@ -153,28 +156,38 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def http(arguments: argparse.Namespace, folder: Path, logs: Path, record: dict[str, Any]) -> None:
-    """What one client sees of each server, at each rate; saved in the record after each rate."""
+def http(arguments: argparse.Namespace, folder: Path, logs: Path, record: dict[str, Any]) -> bool:
+    """What one client sees of each server, at each rate; saved in the record after each rate. Whether both ran."""
     result: dict[str, Any] = record.setdefault("http", {})
-    engines = ["octavo"] if arguments.without_peer else ["octavo", "vllm"]
+    engines = ["octavo"] if arguments.without_peer else ["vllm", "octavo"]  # first the one whose start may fail
     for engine in engines:
-        port = free_port()
-        options = ["--load-format", "dummy", "--max-model-len", "8192", "--port", str(port), "--host", "127.0.0.1"]
-        for name, value in peer_options(arguments).items():
-            options += [f"--{name.replace('_', '-')}", value]
-        if engine == "octavo":
-            options += arguments.server_options.split()
-            command, environ = [sys.executable, "-m", "octavo.cli", "serve", str(folder), *options], dict(os.environ)
-        else:
-            module = "vllm.entrypoints.openai.api_server"
-            command = [sys.executable, "-m", module, "--model", str(folder), *options, "--disable-uvicorn-access-log"]
-            environ = peer_environ(arguments)
-        with served(command, environ, port, logs / f"{engine}-server.log") as seconds:
-            found = result[engine] = {"ready_s": seconds}
-            for rate, count in arguments.rates:
-                found[f"rate {rate}"] = client(port, rate, count, logs)
-                print(engine, rate, json.dumps(found[f"rate {rate}"]), flush=True)
-                save(arguments.json, record)
+        port, log = free_port(), logs / f"{engine}-server.log"
+        command, environ = server(arguments, engine, folder, port)
+        try:
+            with served(command, environ, port, log) as seconds:
+                found = result[engine] = {"ready_s": seconds}
+                for rate, count in arguments.rates:
+                    found[f"rate {rate}"] = client(port, rate, count, logs)
+                    print(engine, rate, json.dumps(found[f"rate {rate}"]), flush=True)
+                    save(arguments.json, record)
+        except NotStartedError as error:
+            print(engine, "did not start:", error, flush=True)
+            result[engine] = {"not_started": str(error).splitlines()[-1:]}
+            save(arguments.json, record)
+    return all("not_started" not in found for found in result.values())
+
+
+def server(arguments: argparse.Namespace, engine: str, folder: Path, port: int) -> tuple[list[str], dict[str, str]]:
+    """The command that starts an engine's server, and its environment."""
+    options = ["--load-format", "dummy", "--max-model-len", "8192", "--port", str(port), "--host", "127.0.0.1"]
+    for name, value in peer_options(arguments).items():
+        options += [f"--{name.replace('_', '-')}", value]
+    if engine == "octavo":
+        options += arguments.server_options.split()
+        return [sys.executable, "-m", "octavo.cli", "serve", str(folder), *options], dict(os.environ)
+    module = "vllm.entrypoints.openai.api_server"
+    command = [sys.executable, "-m", module, "--model", str(folder), *options, "--disable-uvicorn-access-log"]
+    return command, peer_environ(arguments)
 
 
 def client(port: int, rate: str, count: int, logs: Path) -> dict[str, Any]:
@@ -223,8 +236,8 @@ def main() -> None:
         if arguments.only != "http":
             record["offline"] = offline(arguments, folder, logs)
             save(arguments.json, record)
-        if arguments.only != "offline":
-            http(arguments, folder, logs, record)
+        ran = arguments.only == "offline" or http(arguments, folder, logs, record)
+    sys.exit(0 if ran else 1)
 
 
 def save(path: Path | None, record: dict[str, Any]) -> None:
