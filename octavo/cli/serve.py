@@ -17,6 +17,7 @@ from octavo.cli.options import config_options, engine_config, engine_options, gi
 from octavo.cli.terminal import ProgressLine, note
 from octavo.cli.verbs import verb
 from octavo.config import EngineConfig, ServerOptions, build
+from octavo.engine.child import engine_ahead
 
 if TYPE_CHECKING:
     from octavo.engine.info import EngineInfo
@@ -40,7 +41,8 @@ def serve(ctx: click.Context, /, model_name: str | None, **_: Any) -> None:
         _simulate(config, options)
         return
     ensure_here({"model": config.model.model, "revision": config.model.revision})
-    _serve(config, options)
+    with engine_ahead():
+        _serve(config, options)
 
 
 def _simulate(config: EngineConfig, options: ServerOptions) -> None:

@@ -7,17 +7,16 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from octavo.child_python import isolated_python
 from octavo.config import EngineConfig
 from octavo.engine import messages
 from octavo.engine.channel import Channel
+from octavo.engine.child import MODEL_ENGINE, start_engine
 from octavo.engine.info import EngineInfo
 from octavo.engine.messages import (
     Abort,
@@ -142,12 +141,10 @@ class ProcessClient(ChannelClient):
         arguments: of its command line.
     """
 
-    def __init__(
-        self, config: EngineConfig, *, module: str = "octavo.engine_process", arguments: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, config: EngineConfig, *, module: str = MODEL_ENGINE, arguments: Sequence[str] = ()) -> None:
         super().__init__()
         self._config = config
-        self._command = [*isolated_python(), "-m", module, *arguments]
+        self._module, self._arguments = module, arguments
         self._process: subprocess.Popen[bytes] | None = None
         self._alive_fd = -1  # the read end of a pipe whose other end only the child holds
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -185,22 +182,15 @@ class ProcessClient(ChannelClient):
             raise
 
     def _spawn(self, endpoint: str) -> None:
-        """Start the child. Its stdin stays open as long as this process lives; the pipe ends with the child."""
-        self._alive_fd, theirs = os.pipe()
-        try:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                self._command, stdin=subprocess.PIPE, pass_fds=(theirs,), close_fds=True
-            )
-        finally:
-            os.close(theirs)
-        self._process = process
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        launch = Launch(endpoint, os.getpid(), in_main_thread, self._config)
+        """Start the child, or take the one that was started ahead, and tell it what to load."""
+        child = start_engine(self._module, self._arguments)
+        self._process, self._alive_fd = child.process, child.alive_fd
+        launch = Launch(endpoint, os.getpid(), child.by_main_thread, self._config)
         self._on_loop.add_reader(self._alive_fd, self._on_end)
-        if process.stdin is not None:
+        if child.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(msgspec.json.encode(launch) + b"\n")
-                process.stdin.flush()
+                child.process.stdin.write(msgspec.json.encode(launch) + b"\n")
+                child.process.stdin.flush()
 
     @property
     def _on_loop(self) -> asyncio.AbstractEventLoop:
